@@ -1,0 +1,118 @@
+# The way of the data, one verb a step; `make` alone lists them.
+#
+# A verb that a person types always runs. A file that another step needs is built only if it is missing.
+
+MODEL ?= lightcnn
+DATA ?=
+EXP ?=
+IMG ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo metadata train eval predict report test lint gpu tensorboard bench clean
+.PRECIOUS: runs/%/best.pth
+.DELETE_ON_ERROR:
+
+# --- the interpreter: .venv where it is, else the one on the path if it has the requirements, else .venv is made ---------
+
+SATISFIES = import sys, importlib.metadata as m; \
+  from pip._vendor.packaging.requirements import Requirement as R; \
+  lines = [line.split("\#")[0].strip() for path in sys.argv[1:] for line in open(path)]; \
+  wanted = [R(line) for line in lines if line and not line.startswith("-")]; \
+  sys.exit(any(m.version(r.name) not in r.specifier for r in wanted))
+# $(call satisfied,FILES) is the name of the interpreter on the path that has what FILES ask for, or empty.
+satisfied = $(shell python3 -c '$(SATISFIES)' $(1) 2>/dev/null && echo python3)
+
+VENV := .venv/bin/python
+PYTHON := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt),$(VENV))
+PYTHON_DEV := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-dev.txt),$(VENV))
+READY := $(if $(filter $(VENV),$(PYTHON)),.venv/installed)
+READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
+
+# The first interpreter that runs and is new enough.
+$(VENV):
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; fi; done; \
+	echo "Python 3.11 or newer not found – install it from python.org" >&2; exit 2
+
+.venv/installed: requirements.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements.txt requirements-dev.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@ .venv/installed
+
+# What `make eval` scores: the run named, else the newest, else one that is trained for it.
+NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
+CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed42/best.pth))
+
+# --- verbs --------------------------------------------------------------------------------------------------------------
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "variables: MODEL=lightcnn|resnet18|resnet34|resnet50  DATA=folder  EXP=name  IMG=picture  ARGS=\"further flags\""
+	@echo "for example: make metadata DATA=fer2013.csv && make train MODEL=lightcnn && make eval"
+
+install: .venv/installed ## make .venv and install requirements.txt into it
+
+install-dev: .venv/installed-dev ## and what tests and linting need
+
+demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
+	@rm -rf runs/demo
+	$(PYTHON) sample_faces.py --out runs/demo/data
+	$(PYTHON) metadata_parallel.py --data runs/demo/data --out runs/demo
+	$(PYTHON) train.py --recipe demo --train_meta runs/demo/metadata_train.parquet \
+	  --val_meta runs/demo/metadata_val.parquet --runs runs/demo --exp run
+	$(PYTHON) evaluate.py runs/demo/run/best.pth --meta runs/demo/metadata_val.parquet
+	$(PYTHON) fer_transform.py --meta runs/demo/metadata_train.parquet --img_size 64 --out runs/demo/batch.png
+	$(PYTHON) predict.py runs/demo/data/images/1.jpg --detector none --model runs/demo/run/best.pth
+	@echo
+	@echo "These faces are drawn: the figures show that the chain works, not how well it reads people."
+	@echo "Open runs/demo/run/confusion_matrix.png, runs/demo/run/training_history.png and runs/demo/batch.png."
+
+metadata: $(READY) ## index DATA (default: data/, else this folder) into metadata_*.parquet
+	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
+	$(PYTHON) train.py --model $(MODEL) $(if $(EXP),--exp $(EXP)) $(ARGS)
+
+eval: $(READY) | metadata_train.parquet $(CHECKPOINT) ## score EXP, else the newest run; train first where there is none
+	$(PYTHON) evaluate.py $(CHECKPOINT) $(ARGS)
+
+predict: $(READY) ## read the face in IMG
+	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
+	$(PYTHON) predict.py "$(IMG)" $(ARGS)
+
+report: $(READY) ## keep the run EXP, if one is named, under results/, and write RESULTS.md
+	$(PYTHON) report.py $(if $(EXP),runs/$(EXP)) $(ARGS)
+
+test: lint ## lint, then all tests
+	$(PYTHON_DEV) -m pytest $(ARGS)
+
+lint: $(READY_DEV) ## ruff and mypy
+	$(PYTHON_DEV) -m ruff check .
+	$(PYTHON_DEV) -m ruff format --check .
+	$(PYTHON_DEV) -m mypy .
+
+bench: $(READY) ## indexing speed and memory against the plain way
+	$(PYTHON) tests/bench_metadata.py $(ARGS)
+
+gpu: $(READY) ## which device training would use, and why
+	$(PYTHON) models.py
+
+tensorboard: $(READY) ## curves of all runs in the browser
+	$(PYTHON) -m tensorboard.main --logdir runs $(ARGS)
+
+clean: ## remove caches and the demo; runs, metadata and weights stay
+	rm -rf runs/demo .pytest_cache .mypy_cache .ruff_cache __pycache__ tests/__pycache__
+
+# --- files that a verb needs --------------------------------------------------------------------------------------------
+
+metadata_train.parquet: | $(READY)
+	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)")
+
+runs/%/best.pth: | $(READY) metadata_train.parquet
+	$(PYTHON) train.py --model $(MODEL) --exp $*

@@ -1,0 +1,396 @@
+"""Score a checkpoint, or an ensemble of several, on a split: every metric, the report, the pictures.
+
+Nothing but the checkpoint is needed: it knows its network, labels and preprocessing. Without one the newest run is taken,
+without --split the test split where there is one. The figures are computed in float32 on any device.
+
+    python evaluate.py runs/lightcnn/best.pth --split val
+    python evaluate.py runs/a/best.pth runs/b/best.pth --out runs/ensemble
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import metrics
+from fer_transform import FERDataset, default_workers, make_loader
+from labels import LABEL_SETS, LabelSet, remap
+from metadata_parallel import MetadataError, read_metadata
+from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint
+
+
+class EvaluationError(Exception):
+    """A checkpoint and data that do not belong together; the message is one line and says what to do next."""
+
+
+class Predictions(NamedTuple):
+    """What a network said of N rows: class indices (N,), probabilities (N, C) float64 and logits (N, C) float32,
+    affect_true (N, 2) with NaN where missing, affect_pred (N, 2) or None without that head."""
+
+    y_true: np.ndarray
+    probabilities: np.ndarray
+    logits: np.ndarray
+    affect_true: np.ndarray
+    affect_pred: np.ndarray | None
+
+    @property
+    def y_pred(self) -> np.ndarray:
+        """The most probable class of each row, (N,)."""
+        return self.probabilities.argmax(axis=1)
+
+
+def run_inference(
+    model: ExpressionNet, loader: torch.utils.data.DataLoader, *, device: torch.device, label: str = "scoring"
+) -> Predictions:
+    """Run the network in eval mode over a loader in row order. The model is left in eval mode on `device`."""
+    model.eval().to(device)
+    memory_format = torch.channels_last if device.type != "mps" else torch.contiguous_format
+    logits, affect_pred, y_true, affect_true = [], [], [], []
+    with torch.inference_mode():
+        for images, y_cls, y_reg in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
+            output = model(images.to(device, non_blocking=True, memory_format=memory_format))
+            logits.append(output.logits.float().cpu().numpy())
+            y_true.append(y_cls.numpy())
+            affect_true.append(y_reg.numpy())
+            if output.affect is not None:
+                affect_pred.append(output.affect.float().cpu().numpy())
+    stacked = np.concatenate(logits)
+    return Predictions(
+        y_true=np.concatenate(y_true),
+        probabilities=metrics.softmax(stacked),
+        logits=stacked,
+        affect_true=np.concatenate(affect_true),
+        affect_pred=np.concatenate(affect_pred) if affect_pred else None,
+    )
+
+
+def average(members: Sequence[Predictions]) -> Predictions:
+    """An ensemble's predictions: the mean of its members' probabilities, and of valence and arousal where all have them."""
+    probabilities = np.mean([member.probabilities for member in members], axis=0)
+    affect = [member.affect_pred for member in members if member.affect_pred is not None]
+    return members[0]._replace(
+        probabilities=probabilities,
+        logits=np.log(probabilities.clip(min=1e-12)).astype(np.float32),
+        affect_pred=np.mean(affect, axis=0) if len(affect) == len(members) else None,
+    )
+
+
+def score(predictions: Predictions, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """Every score of the predictions, flat, trivial baselines included, and a reason for each that is undefined."""
+    y_true, y_pred = predictions.y_true, predictions.y_pred
+    scores, reasons = metrics.classification_scores(y_true, y_pred, predictions.probabilities, names)
+    low, high = metrics.accuracy_interval(int((y_true == y_pred).sum()), len(y_true))
+    scores |= {"accuracy_low": low, "accuracy_high": high}
+    scores["expected_calibration_error"] = metrics.expected_calibration_error(predictions.probabilities, y_true)
+    scores |= metrics.classification_baselines(y_true, names)
+    if predictions.affect_pred is not None:
+        affect, affect_reasons = metrics.affect_scores(predictions.affect_true, predictions.affect_pred)
+        scores |= affect | metrics.affect_baselines(predictions.affect_true)
+        reasons |= affect_reasons
+    return scores, reasons
+
+
+# --- output -------------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to a temporary name, then rename it, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
+def to_json(values: dict[str, Any], reasons: dict[str, str]) -> str:
+    """A flat dict as JSON: an undefined score is null, and `<key>_reason` beside it says why."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        undefined = isinstance(value, float) and not math.isfinite(value)
+        flat[key] = None if undefined else value
+        if key in reasons:
+            flat[f"{key}_reason"] = reasons[key]
+        elif undefined:
+            flat[f"{key}_reason"] = "undefined on these rows"
+    return json.dumps(flat, indent=2, allow_nan=False) + "\n"
+
+
+def write_predictions(path: Path, dataset: FERDataset, predictions: Predictions, names: Sequence[str]) -> None:
+    """One row a face: where it came from, its label, the predicted one, the probabilities, valence and arousal."""
+    columns: dict[str, Any] = {column: dataset.rows[column] for column in ("path", "index")}
+    columns["label"] = [names[index] for index in predictions.y_true]
+    columns["predicted"] = [names[index] for index in predictions.y_pred]
+    columns |= {f"p_{name}": predictions.probabilities[:, index] for index, name in enumerate(names)}
+    for index, target in enumerate(metrics.AFFECT_TARGETS):
+        columns[target] = predictions.affect_true[:, index]
+        if predictions.affect_pred is not None:
+            columns[f"{target}_predicted"] = predictions.affect_pred[:, index]
+    table = dataset.rows.loc[:, []].assign(**columns)
+    temporary = path.with_name(path.name + ".tmp")
+    table.to_parquet(temporary, index=False)
+    temporary.replace(path)
+
+
+def text_report(values: dict[str, Any], predictions: Predictions, names: Sequence[str]) -> str:
+    """The scores for people to read: per class, overall, baselines, and the commonest confusions in words."""
+    counts = metrics.confusion_counts(predictions.y_true, predictions.y_pred, len(names))
+    lines = [f"{values['exp']}: {values['model']} on the {values['split']} split, {values['rows']} rows", ""]
+    lines.append(f"{'':<10}{'precision':>11}{'recall':>9}{'F1':>9}{'rows':>8}")
+    for index, name in enumerate(names):
+        cells = [values[f"{kind}_{name}"] for kind in ("precision", "recall", "f1")]
+        lines.append(f"{name:<10}{cells[0]:>11.3f}{cells[1]:>9.3f}{cells[2]:>9.3f}{counts[index].sum():>8d}")
+    lines += [
+        "",
+        f"accuracy {values['accuracy']:.4f} (95% interval {values['accuracy_low']:.4f} to {values['accuracy_high']:.4f}; "
+        f"always {metrics.majority_class(predictions.y_true, names)}: {values['baseline_accuracy_majority']:.4f}; "
+        f"chance: {values['baseline_accuracy_chance']:.4f})",
+        f"balanced accuracy {values['balanced_accuracy']:.4f}, macro F1 {values['macro_f1']:.4f}, "
+        f"Cohen's kappa {values['cohen_kappa']:.4f}, Krippendorff's alpha {values['krippendorff_alpha']:.4f}",
+        f"ROC-AUC {values['roc_auc_macro']:.4f}, PR-AUC {values['pr_auc_macro']:.4f} (macro, one class against the rest), "
+        f"expected calibration error {values['expected_calibration_error']:.4f}",
+    ]
+    if predictions.affect_pred is not None:
+        lines += ["", f"{'':<10}{'RMSE':>8}{'MAE':>8}{'Pearson':>9}{'SAGR':>8}{'CCC':>8}"]
+        for target in metrics.AFFECT_TARGETS:
+            cells = [values[f"{target}_{kind}"] for kind in ("rmse", "mae", "pearson", "sagr", "ccc")]
+            lines.append(
+                f"{target:<10}{cells[0]:>8.3f}{cells[1]:>8.3f}{cells[2]:>9.3f}{cells[3]:>8.3f}{cells[4]:>8.3f}"
+                f"   (the mean: RMSE {values[f'baseline_{target}_rmse_mean']:.3f}; always positive: SAGR "
+                f"{values[f'baseline_{target}_sagr_positive']:.3f}; always negative: "
+                f"{values[f'baseline_{target}_sagr_negative']:.3f})"
+            )
+    confusions = metrics.commonest_confusions(counts, names)
+    if confusions:
+        lines += ["", "commonest confusions:"]
+        lines += [f"  {share:.0%} of {true} taken for {taken} ({count} rows)" for true, taken, count, share in confusions]
+    return "\n".join(lines) + "\n"
+
+
+def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str], *, title: str, paths: Sequence[Path]) -> None:
+    """Confusion matrix as counts and as shares of each true class, side by side; the same picture to every path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn
+
+    rows = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
+    size = 1.6 + 0.62 * len(names)
+    figure, axes = plt.subplots(1, 2, figsize=(2 * size, size), layout="constrained")
+    for axis, values, style, name in (
+        (axes[0], counts, {"fmt": "d"}, "rows"),
+        (axes[1], shares, {"fmt": ".2f", "vmin": 0.0, "vmax": 1.0}, "share of the true class"),
+    ):
+        seaborn.heatmap(
+            values, annot=True, cmap="Blues", square=True, cbar=False, linewidths=0.5, ax=axis,
+            xticklabels=list(names), yticklabels=list(names), annot_kws={"size": 9}, **style,
+        )  # fmt: skip
+        axis.set(xlabel="predicted", ylabel="true", title=name)
+        axis.tick_params(axis="x", rotation=45)
+        axis.tick_params(axis="y", rotation=0)
+    figure.suptitle(title)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int) -> None:
+    """Training curves over the epochs: loss, accuracy and macro F1, learning rate; the chosen epoch is marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [line["epoch"] for line in history]
+    panels = {
+        "loss": {"train_loss": "training", "val_loss": "validation"},
+        "score": {"train_accuracy": "training accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"},
+        "learning rate": {"lr": "learning rate"},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
+    for axis, (name, curves) in zip(axes, panels.items(), strict=True):
+        for (key, label), style in zip(curves.items(), ("-", "--", ":"), strict=False):
+            axis.plot(epochs, [line[key] for line in history], style, marker="." if len(epochs) < 40 else None, label=label)
+        axis.axvline(chosen_epoch, color="grey", linewidth=1, label=f"chosen: epoch {chosen_epoch}")
+        axis.set(xlabel="epoch", title=name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+# --- the script ---------------------------------------------------------------------------------------------------------
+
+
+def newest_run(runs: Path) -> Path:
+    """The best checkpoint of the run that was written last. Raises EvaluationError where there is none."""
+    checkpoints = sorted(runs.glob("*/best.pth"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise EvaluationError(f"no run in {runs}/ – train a network first: make train MODEL=lightcnn")
+    return checkpoints[-1]
+
+
+def default_meta(split: str | None) -> tuple[Path, str]:
+    """The parquet to score and its split: the test split where there is one and none is asked for."""
+    if split is None:
+        split = "test" if Path("metadata_test.parquet").is_file() else "val"
+    return Path(f"metadata_{split}.parquet"), split
+
+
+def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_dataset: bool) -> None:
+    """Refuse a checkpoint and a parquet that do not belong together, for their labels or for their split.
+
+    A checkpoint knows the split that it was trained on; another split of the same pictures may hold training rows. Raises
+    EvaluationError.
+    """
+    rows, info = read_metadata(meta)
+    source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
+    lacking = {name for name, index in zip(source.names, remap(source, target), strict=True) if index is None}
+    lacking &= set(rows["label"].unique())
+    if lacking and not cross_dataset:
+        raise EvaluationError(
+            f"{path} knows {target.name} ({', '.join(target.names)}), {meta} also has {', '.join(sorted(lacking))} – "
+            f"index with --label_set {target.name}, or leave those rows out with --cross_dataset"
+        )
+    if checkpoint.info["split_id"] != info["split_id"] and not cross_dataset:
+        raise EvaluationError(
+            f"{path} was trained on split {checkpoint.info['split_id']}, {meta} is of split {info['split_id']} and may "
+            "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
+        )
+
+
+def load_members(paths: Sequence[Path]) -> list[Checkpoint]:
+    """The checkpoints of an ensemble, which must name the same labels in the same order. Raises EvaluationError."""
+    members = [load_checkpoint(path) for path in paths]
+    for path, member in zip(paths, members, strict=True):
+        if member.labels != members[0].labels:
+            raise EvaluationError(f"{path} has labels {member.labels.names}, {paths[0]} has {members[0].labels.names}")
+    return members
+
+
+def output_folder(checkpoints: Sequence[Path], out: Path | None) -> Path:
+    """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">."""
+    if out is not None:
+        return out
+    if len(checkpoints) > 1:
+        return Path("runs/ensemble")
+    path = checkpoints[0]
+    return path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
+
+
+def evaluate(
+    members: Sequence[Checkpoint],
+    *,
+    meta: Path,
+    split: str,
+    out: Path,
+    device: torch.device,
+    batch_size: int = 64,
+    workers: int | None = None,
+    data_root: str | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Score the checkpoints (averaged where there are several) on a parquet and write everything into `out`.
+
+    Returns the contents of metrics.json before NaN becomes null, and the text report. Raises MetadataError.
+    """
+    labels: LabelSet = members[0].labels
+    predictions, dataset = [], None
+    for member in members:
+        dataset = FERDataset(meta, labels=labels, preprocess=member.preprocess, data_root=data_root)
+        loader = make_loader(
+            dataset,
+            batch_size=batch_size,
+            workers=default_workers(device) if workers is None else workers,
+            device=device,
+        )
+        predictions.append(run_inference(member.model, loader, device=device, label=f"scoring {split}"))
+    assert dataset is not None
+    joined = predictions[0] if len(predictions) == 1 else average(predictions)
+    scores, reasons = score(joined, labels.names)
+    model_name = "+".join(dict.fromkeys(member.info["model"] for member in members))
+    values: dict[str, Any] = {"exp": out.name, "model": model_name, "split": split, "rows": len(dataset)}
+    values |= {"rows_left_out": dataset.left_out, "label_set": labels.name, "split_id": dataset.info["split_id"]}
+    values |= {"epoch": members[0].info.get("epoch"), "members": len(members)}
+    values |= {"parameters": sum(p.numel() for member in members for p in member.model.parameters())}
+    values |= scores
+    text = text_report(values, joined, labels.names)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", f"metrics_{split}.json"):
+        write_text(out / name, to_json(values, reasons))
+    write_text(out / "classification_report.txt", text)
+    write_predictions(out / "predictions.parquet", dataset, joined, labels.names)
+    counts = metrics.confusion_counts(joined.y_true, joined.y_pred, len(labels))
+    title = (
+        f"{out.name}: accuracy {values['accuracy']:.3f}, macro F1 {values['macro_f1']:.3f} on {split}, {len(dataset)} rows"
+    )
+    pictures = [out / "confusion_matrix.png", out / f"ConfusionMatrix_{model_name}.png"]
+    plot_confusion_matrix(counts, labels.names, title=title, paths=pictures)
+    return values, text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CKPT", help="default: the newest run's best.pth")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="default: test where there is one, else val")
+    parser.add_argument("--meta", type=Path, help="parquet to score (default: metadata_<split>.parquet)")
+    parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: the checkpoint's run folder)")
+    parser.add_argument(
+        "--cross_dataset",
+        "--cross-dataset",
+        action="store_true",
+        help="score on other pictures than the checkpoint's own; you vouch that none of its training rows are among them",
+    )
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, help="loader processes (default: by platform)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score and print; status 2 with one line where that cannot be done."""
+    args = build_parser().parse_args(argv)
+    try:
+        checkpoints = args.checkpoints or [newest_run(Path("runs"))]
+        meta, split = default_meta(args.split)
+        if args.meta is not None:
+            meta = args.meta
+            split = args.split or meta.stem.removeprefix("metadata_")
+        members = load_members(checkpoints)
+        for path, member in zip(checkpoints, members, strict=True):
+            check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
+        out = output_folder(checkpoints, args.out)
+        values, text = evaluate(
+            members,
+            meta=meta,
+            split=split,
+            out=out,
+            device=choose_device(args.device),
+            batch_size=args.batch_size,
+            workers=args.workers,
+            data_root=args.data_root,
+        )
+    except (EvaluationError, MetadataError, ModelError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if values["rows_left_out"]:
+        print(f"left out: {values['rows_left_out']} rows whose label the network does not know")
+    print(f"written to {out}{os.sep}: metrics.json, classification_report.txt, predictions.parquet, confusion_matrix.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

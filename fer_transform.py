@@ -1,0 +1,272 @@
+"""`FERDataset`: parquet rows → tensors, with the training augmentations and the evaluation transform.
+
+The evaluation transform is exactly `faces.Preprocess`, so that a photo at prediction time meets the network as the
+validation images did. As a script it writes a contact sheet of an augmented batch, to look at before training:
+
+    python fer_transform.py --meta metadata_train.parquet --augment report --out runs/batch.png
+"""
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from faces import ImageError, Preprocess, read_image, to_channels
+from labels import LABEL_SETS, LabelSet, remap
+from metadata_parallel import MetadataError, read_metadata, resolve_data_root
+
+IMAGENET_224 = Preprocess(size_px=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+# --- augmentation -------------------------------------------------------------------------------------------------------
+
+
+def report_augmentation(size_px: int) -> list[Any]:
+    """The training augmentations of the multitask report, in its order; the strengths are ours, as it states none."""
+    import albumentations as A
+
+    hole = (0.05, 0.15)
+    return [
+        A.RandomResizedCrop(size=(size_px, size_px), scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, p=0.5),
+        A.Affine(translate_percent=(-0.05, 0.05), scale=(0.9, 1.1), rotate=(-15, 15), p=0.5),
+        A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=hole, hole_width_range=hole, p=0.3),
+        A.ISONoise(color_shift=(0.01, 0.03), intensity=(0.05, 0.2), p=0.2),
+        A.OneOf([A.MedianBlur(blur_limit=3), A.GaussianBlur(blur_limit=(3, 3))], p=0.2),
+        A.CLAHE(clip_limit=(1.0, 2.0), tile_grid_size=(4, 4), p=0.2),
+    ]
+
+
+def lightcnn_augmentation(size_px: int) -> list[Any]:
+    """The training augmentations of the imbalance-aware document: flip, ±15°, a 44 px crop of the 48 px face padded by
+    4 px, resized to 48 px (other sizes in proportion); what turns in from outside is black, as in torchvision."""
+    import albumentations as A
+
+    pad, crop = round(size_px / 12), round(size_px * 11 / 12)
+    return [
+        A.Resize(size_px, size_px),
+        A.HorizontalFlip(p=0.5),
+        A.Rotate(limit=15, border_mode=cv2.BORDER_CONSTANT, fill=0, p=1.0),
+        A.Pad(padding=pad, fill=0),
+        A.RandomCrop(crop, crop),
+        A.Resize(size_px, size_px),
+    ]
+
+
+AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {"report": report_augmentation, "lightcnn": lightcnn_augmentation}
+
+
+class Augmentation:
+    """A training transform: uint8 image and seeds → float32 (C, H, W), ending in Normalize and ToTensorV2.
+
+    All transforms of one image draw from one generator. `Compose.set_random_seed` would start each of them from the same
+    number, which ties a flip to a rotation.
+    """
+
+    def __init__(self, name: str, preprocess: Preprocess) -> None:
+        import albumentations as A
+
+        # Colour transforms and ISONoise need three channels, so grey networks are augmented in RGB and made grey after.
+        to_grey = [A.ToGray(num_output_channels=1, p=1.0)] if preprocess.channels == 1 else []
+        normalize = A.Normalize(mean=preprocess.mean, std=preprocess.std, max_pixel_value=255.0)
+        self.compose = A.Compose([*AUGMENTATIONS[name](preprocess.size_px), *to_grey, normalize, A.ToTensorV2()])
+
+    def __call__(self, image: np.ndarray, *seeds: int) -> Tensor:
+        generator = np.random.default_rng(seeds)
+        self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        return self.compose(image=to_channels(image, 3))["image"].float()
+
+
+# --- dataset ------------------------------------------------------------------------------------------------------------
+
+
+class FERDataset(Dataset):
+    """The rows of a metadata parquet as (image, y_cls, y_reg).
+
+    image: float32 (C, H, W); y_cls: long, the index in `labels`; y_reg: float32 (2,) [valence, arousal] in [−1, 1], NaN
+    where missing. `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts
+    them). `augment` names a row of AUGMENTATIONS; None gives the evaluation transform. What an image is turned into
+    depends on (seed, epoch, row) alone, not on the number of workers. Raises MetadataError.
+    """
+
+    def __init__(
+        self,
+        parquet: str | os.PathLike[str],
+        *,
+        labels: LabelSet | None = None,
+        preprocess: Preprocess = IMAGENET_224,
+        augment: str | None = None,
+        seed: int = 0,
+        data_root: str | os.PathLike[str] | None = None,
+        drop_invalid_va: bool = False,
+    ) -> None:
+        rows, self.info = read_metadata(parquet)
+        source = LABEL_SETS[self.info["label_set"]]
+        self.labels = source if labels is None else labels
+        index_of = dict(zip(source.names, remap(source, self.labels), strict=True))
+        keep = rows["label"].map(index_of).notna()
+        if drop_invalid_va:  # the filter of the multitask report; its −2 sentinel is NaN already
+            keep &= rows["valence"].notna() & rows["arousal"].notna()
+        self.left_out = int((~keep).sum())
+        rows = rows[keep].reset_index(drop=True)
+        if rows.empty:
+            raise MetadataError(f"{parquet} has no usable row (of {self.left_out}) for {self.labels.name}")
+        self.rows = rows
+        self.y_cls = torch.tensor(rows["label"].map(index_of).to_numpy(dtype=np.int64))
+        self.y_reg = torch.tensor(rows[["valence", "arousal"]].to_numpy(dtype=np.float32))
+        self.root = resolve_data_root(parquet, self.info, data_root)
+        self.pixels = None
+        if self.info["images"] is not None:
+            images = Path(parquet).parent / self.info["images"]
+            if not images.is_file():
+                raise MetadataError(f"{images} not found beside {parquet} – run: make metadata")
+            self.pixels = np.load(images, mmap_mode="r", allow_pickle=False)
+            self.index = rows["index"].to_numpy(dtype=np.int64)
+        else:
+            self.paths = rows["path"].tolist()
+        self.preprocess = preprocess
+        self.augmentation = Augmentation(augment, preprocess) if augment is not None else None
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see the new epoch, too
+
+    def __len__(self) -> int:
+        return len(self.y_cls)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random numbers of this epoch."""
+        self.epoch.fill_(epoch)
+
+    def image(self, row: int) -> np.ndarray:
+        """The row's picture as stored: RGB (H, W, 3) or grey (H, W), uint8. Raises MetadataError where it cannot be read."""
+        if self.pixels is not None:
+            return np.asarray(self.pixels[self.index[row]])
+        path = self.root / self.paths[row]
+        try:
+            return read_image(path)
+        except ImageError as error:
+            raise MetadataError(f"{path}: {error} – run make metadata again, or give --data_root") from error
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        image = self.image(row)
+        if self.augmentation is None:
+            tensor = torch.from_numpy(self.preprocess(image))
+        else:
+            tensor = self.augmentation(image, self.seed, int(self.epoch), row)
+        return tensor, self.y_cls[row], self.y_reg[row]
+
+
+def default_workers(device: torch.device) -> int:
+    """Worker processes of a DataLoader: none on Windows (they hang there, says the report) and none for a CPU, whose
+    cores are the network's; for a GPU one a core, at most 8."""
+    if os.name == "nt" or device.type == "cpu":
+        return 0
+    return min(8, os.cpu_count() or 1)
+
+
+def start_worker(_worker: int) -> None:
+    """One OpenCV thread a worker: the workers are the parallelism."""
+    cv2.setNumThreads(0)
+
+
+def make_loader(
+    dataset: FERDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    sampler: Sampler[int] | None = None,
+) -> DataLoader:
+    """A DataLoader over the dataset: in row order without a sampler (evaluation), else as the sampler says (training).
+
+    A last training batch of one image is dropped, as BatchNorm has no variance to divide by there.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        drop_last=sampler is not None and len(dataset) % batch_size == 1,
+    )
+
+
+# --- contact sheet ------------------------------------------------------------------------------------------------------
+
+
+def write_contact_sheet(dataset: FERDataset, out: Path, *, faces: int = 8, variants: int = 6, seed: int = 0) -> None:
+    """A PNG with one row a face: the picture as stored, then `variants` augmentations of it, as the network gets them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = np.random.default_rng(seed).choice(len(dataset), size=min(faces, len(dataset)), replace=False)
+    figure, axes = plt.subplots(
+        len(chosen), variants + 1, figsize=(1.3 * (variants + 1), 1.3 * len(chosen) + 0.4), squeeze=False
+    )
+    mean = np.asarray(dataset.preprocess.mean)[:, None, None]
+    std = np.asarray(dataset.preprocess.std)[:, None, None]
+    for line, row in zip(axes, chosen, strict=True):
+        line[0].imshow(dataset.image(int(row)), cmap="gray", vmin=0, vmax=255)
+        line[0].set_title(dataset.rows["label"][row], fontsize=9)
+        for variant, axis in enumerate(line[1:]):
+            dataset.set_epoch(variant)
+            tensor = dataset[int(row)][0].numpy() * std + mean  # (C, H, W), back on the 0..1 scale
+            axis.imshow(tensor.transpose(1, 2, 0).clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+        for axis in line:
+            axis.set_axis_off()
+    figure.suptitle("left: as stored; right: as the network sees it", fontsize=10)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of the contact sheet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--meta", default="metadata_train.parquet", help="parquet of make metadata (default: %(default)s)")
+    parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
+    parser.add_argument("--augment", choices=sorted(AUGMENTATIONS), default="report", help="default: %(default)s")
+    parser.add_argument("--img_size", "--img-size", type=int, default=224, help="pixels (default: %(default)s)")
+    parser.add_argument("--grey", action="store_true", help="as a one-channel network sees it")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("runs/batch.png"), help="the PNG (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the contact sheet."""
+    args = build_parser().parse_args(argv)
+    preprocess = IMAGENET_224
+    if args.grey:
+        preprocess = Preprocess(size_px=args.img_size, channels=1, mean=(0.5,), std=(0.5,))
+    elif args.img_size != preprocess.size_px:
+        preprocess = Preprocess(args.img_size, 3, preprocess.mean, preprocess.std)
+    try:
+        dataset = FERDataset(
+            args.meta, preprocess=preprocess, augment=args.augment, seed=args.seed, data_root=args.data_root
+        )
+        write_contact_sheet(dataset, args.out, seed=args.seed)
+    except MetadataError as error:
+        print(f"fer_transform.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {min(8, len(dataset))} of {len(dataset)} faces of {args.meta}, augmented as {args.augment}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Read the expressions of the faces in pictures.
+
+Finds the faces (OpenCV's frontal Haar cascade), crops them as the network's training data was, and prints label and
+probabilities, with valence and arousal where the network was trained on them.
+
+    python predict.py face.jpg
+    python predict.py photos/*.jpg --json
+    python predict.py crop.png --detector none        # the picture is a face already
+
+Exit status: 0 answered ("no face found" is an answer), 1 a file could not be read, 2 wrong usage.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from faces import Face, ImageError, crop_face, detect_faces, looks_like_crop, read_image
+
+SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.pth"
+BAR_WIDTH = 30
+
+# What to do about the faults of image files that people meet most.
+HINTS = {
+    "missing": "is the path right?",
+    "not a file": "for a folder, give the pictures in it: FOLDER/*.jpg",
+    "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
+    "truncated": "copy or download it again",
+}
+
+
+class FacePrediction(NamedTuple):
+    """One face: its box and score as detected, the probability of each label (they sum to 1), valence and arousal in
+    [−1, 1] or None where the network was not trained on them."""
+
+    face: Face
+    probabilities: dict[str, float]
+    valence: float | None
+    arousal: float | None
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+class Answer(NamedTuple):
+    """What is said of one picture: `detected` is False where the faces are the whole picture, not found in it."""
+
+    path: str
+    detected: bool
+    faces: list[FacePrediction]
+    error: str | None
+
+
+class EmotionPredictor:
+    """A network ready to use: `EmotionPredictor("best.pth").predict(image)`. Raises models.ModelError."""
+
+    def __init__(self, path: str | os.PathLike[str] = SHIPPED_MODEL, *, device: str = "auto") -> None:
+        from models import choose_device, load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        self.device = choose_device(device)
+        self.model = checkpoint.model.to(self.device)
+        self.labels = checkpoint.labels
+        self.preprocess = checkpoint.preprocess
+        self.knows_affect = self.model.regressor is not None and checkpoint.info.get("affect_rows", 0) > 0
+
+    def predict(self, image: np.ndarray, *, detector: str = "haar") -> tuple[list[FacePrediction], bool]:
+        """The faces of an RGB image, uint8 (H, W, 3), largest first, and whether they were detected.
+
+        With detector "none" the picture is one face; so is a small, nearly square one in which none is found.
+        """
+        faces = detect_faces(image) if detector == "haar" else []
+        detected = bool(faces)
+        if not faces and (detector == "none" or looks_like_crop(image)):
+            height, width = image.shape[:2]
+            crops, faces = [image], [Face(0, 0, width, height, math.nan)]
+        else:
+            crops = [crop_face(image, face, self.preprocess.margin) for face in faces]
+        return self.classify(crops, faces), detected
+
+    def classify(self, crops: list[np.ndarray], faces: list[Face]) -> list[FacePrediction]:
+        """Predictions for face crops, RGB uint8 (H, W, 3) of any size, and the boxes they came from.
+
+        Raises models.ModelError where the network's weights are not numbers.
+        """
+        import torch
+
+        from models import ModelError
+
+        if not crops:
+            return []
+        batch = torch.from_numpy(np.stack([self.preprocess(crop) for crop in crops]))  # (N, C, H, W)
+        with torch.inference_mode():
+            output = self.model(batch.to(self.device))
+        if not output.logits.isfinite().all():
+            raise ModelError("the network answers with no numbers: its weights are damaged – give another --model")
+        probabilities = output.logits.double().cpu().softmax(dim=1).tolist()
+        affect = output.affect.float().cpu().clamp(-1.0, 1.0).tolist() if self.knows_affect else [(None, None)] * len(crops)
+        return [
+            FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)
+            for face, row, (valence, arousal) in zip(faces, probabilities, affect, strict=True)
+        ]
+
+
+def answer(predictor: EmotionPredictor, path: str, *, detector: str) -> Answer:
+    """What can be said of one file; a file that cannot be read gives an answer with an error."""
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        return Answer(path, False, [], str(error))
+    faces, detected = predictor.predict(image, detector=detector)
+    return Answer(path, detected, faces, None)
+
+
+def to_dict(result: Answer) -> dict[str, Any]:
+    """An answer as the JSON documents it; unknown figures are null."""
+    faces = []
+    for prediction in result.faces:
+        box = prediction.face
+        faces.append(
+            {
+                "box": [box.x, box.y, box.w, box.h],
+                "label": prediction.label,
+                "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
+                "valence": prediction.valence,
+                "arousal": prediction.arousal,
+                "score": None if math.isnan(box.score) else box.score,
+                "landmarks": None,
+            }
+        )
+    return {"path": result.path, "detected": result.detected, "faces": faces, "error": result.error}
+
+
+def to_text(result: Answer, *, detector: str) -> str:
+    """An answer for people to read, with a bar for each probability."""
+    if result.error is not None:
+        return f"{result.path}: {result.error}" + (f" – {HINTS[result.error]}" if result.error in HINTS else "")
+    if not result.faces:
+        return f"{result.path}: no face found (a picture that is a face already: --detector none)"
+    lines = []
+    for number, prediction in enumerate(result.faces, start=1):
+        box = prediction.face
+        where = f"face {number} of {len(result.faces)} at {box.x},{box.y}, {box.w}×{box.h} px"
+        if not result.detected:
+            where = "taken whole" + ("" if detector == "none" else ": no face found, but it looks like a face crop")
+        lines.append(f"{result.path}: {prediction.label} {prediction.probabilities[prediction.label]:.0%} ({where})")
+        for name, value in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
+            lines.append(f"  {name:<9} {value:6.1%} {'█' * round(BAR_WIDTH * value)}".rstrip())
+        if prediction.valence is not None and prediction.arousal is not None:
+            lines.append(f"  valence {prediction.valence:+.2f}, arousal {prediction.arousal:+.2f}")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument("--model", default=str(SHIPPED_MODEL), help="checkpoint (default: the shipped network)")
+    parser.add_argument("--detector", choices=["haar", "none"], default="haar", help="none: pictures are faces already")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: one object, or a list where several pictures are given"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer for every picture; see the exit statuses above."""
+    args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
+    from models import ModelError
+
+    try:
+        predictor = EmotionPredictor(args.model, device=args.device)
+        answers = []
+        for path in args.images:
+            result = answer(predictor, path, detector=args.detector)
+            answers.append(result)
+            if not args.json:
+                print(to_text(result, detector=args.detector), file=sys.stdout if result.error is None else sys.stderr)
+    except ModelError as error:
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        documents = [to_dict(result) for result in answers]
+        # Escaped letters, so that every path survives every console.
+        print(json.dumps(documents if len(documents) > 1 else documents[0], indent=2, allow_nan=False))
+    return 1 if any(result.error is not None for result in answers) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Data that several test files share: drawn faces with metadata, pixels of a FER2013 file, and one short training."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with metadata_{all,train,val}.parquet over 120 drawn faces of 48 px (affectnet8, valence, arousal)."""
+    import metadata_parallel
+    import sample_faces
+
+    folder = tmp_path_factory.mktemp("drawn")
+    sample_faces.write_dataset(folder / "data", count=120, size_px=48, seed=5, bad=2)
+    assert metadata_parallel.main(["--data", str(folder / "data"), "--out", str(folder), "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with metadata_{all,train,val,test}.parquet over a FER2013 csv of 84 random pictures (fer7, no affect)."""
+    import metadata_parallel
+
+    folder = tmp_path_factory.mktemp("pixels")
+    rng = np.random.default_rng(11)
+    lines = ["emotion,pixels,Usage"]
+    for row in range(84):
+        usage = ("Training", "Training", "PublicTest", "PrivateTest")[row // 7 % 4]
+        lines.append(f"{row % 7},{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}")
+    (folder / "fer2013.csv").write_text("\n".join(lines) + "\n", encoding="ascii")
+    assert metadata_parallel.main(["--data", str(folder / "fer2013.csv"), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of three epochs of a light CNN with both heads on the drawn faces. Copy it before changing it."""
+    import train
+
+    runs = tmp_path_factory.mktemp("runs")
+    assert train.main([*short_training(drawn, runs), "--exp", "short", "--save_path", str(runs / "copy.pth")]) == 0
+    return runs / "short"
+
+
+def short_training(drawn: Path, runs: Path) -> list[str]:
+    """Arguments of a training of a few seconds: the demo's network on 24 px pictures, in float32 on the CPU."""
+    flags = "--recipe demo --epochs 3 --img_size 24 --batch_size 32 --device cpu --no-amp --workers 0 --seed 3".split()
+    metadata = ["--train_meta", str(drawn / "metadata_train.parquet"), "--val_meta", str(drawn / "metadata_val.parquet")]
+    return [*flags, *metadata, "--runs", str(runs)]

@@ -1,0 +1,556 @@
+"""Train a network by a recipe: recipe → loop → run folder.
+
+A recipe is a named set of defaults, one row of RECIPES for each documented system; any flag overrides it, and
+`--print_recipe` shows the result. `--model X` alone means recipe X.
+
+    python train.py --model lightcnn                      # the imbalance-aware document's E0
+    python train.py --model resnet50 --batch_size 32      # the multitask report
+    python train.py --resume                              # go on with the newest run
+"""
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
+
+from evaluate import plot_history, run_inference, score, write_text
+from faces import Preprocess
+from fer_transform import AUGMENTATIONS, FERDataset, default_workers, make_loader
+from labels import LABEL_SETS
+from losses import LOSSES, WEIGHT_MODES, MultitaskLoss, build_loss, class_counts, describe_weights
+from metadata_parallel import MetadataError
+from models import (
+    MODELS,
+    ExpressionNet,
+    ModelError,
+    build_model,
+    choose_device,
+    choose_precision,
+    describe,
+    load_pretrained,
+    read_checkpoint,
+    save_checkpoint,
+)
+
+# --- recipes ------------------------------------------------------------------------------------------------------------
+
+# The multitask report. `freeze_epochs` None: 3 with pretrained weights, as there; no freezing from random ones.
+MULTITASK: dict[str, Any] = {
+    "epochs": 100, "batch_size": 8, "img_size": 224, "augment": "report", "affect": True, "dropout": 0.7,
+    "weights": "auto", "freeze_epochs": None, "unfreeze_all_at": None,
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3, "schedule": "cosine", "warmup_epochs": 0, "grad_clip": None,
+    "loss": "wce", "weight_mode": "inv", "beta": 0.999, "label_smoothing": 0.1, "reg_weight": 0.5,
+    "select": "accuracy", "patience": 15, "save_path": None,
+}  # fmt: skip
+
+# E0 of the imbalance-aware document: softmax and cross-entropy, no rebalancing.
+LIGHTCNN: dict[str, Any] = {
+    "model": "lightcnn",
+    "epochs": 30, "batch_size": 256, "img_size": 48, "augment": "lightcnn", "affect": False, "dropout": 0.3,
+    "weights": "none", "freeze_epochs": None, "unfreeze_all_at": None,
+    "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "cosine", "warmup_epochs": 0, "grad_clip": 5.0,
+    "loss": "ce", "weight_mode": "inv_sqrt", "beta": 0.999, "label_smoothing": 0.0, "reg_weight": 0.5,
+    "select": "macro_f1", "patience": 0, "save_path": None,
+}  # fmt: skip
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet50": MULTITASK | {"model": "resnet50", "save_path": "FER_resnet50.pth"},
+    "resnet34": MULTITASK | {"model": "resnet34"},
+    "resnet18": MULTITASK | {"model": "resnet18"},
+    "lightcnn": LIGHTCNN,
+    # The demo's small multitask network, on drawn faces.
+    "demo": LIGHTCNN | {"affect": True, "epochs": 15, "batch_size": 64, "reg_weight": 1.0, "select": "accuracy"},
+}
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options),
+}
+
+# Share of --lr at a point of the training, 0 at its start and 1 at its end.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
+
+
+class TrainingError(Exception):
+    """A training that cannot start or go on; the message is one line and says what to do next."""
+
+
+def learning_rate_factor(epoch: int, *, schedule: str, epochs: int, warmup_epochs: int) -> float:
+    """Share of --lr in an epoch, counted from 1: a linear warm-up, then the schedule over the rest.
+
+    Without warm-up, "cosine" is CosineAnnealingLR with T_max = epochs.
+    """
+    if epoch <= warmup_epochs:
+        return epoch / (warmup_epochs + 1)
+    return SCHEDULES[schedule]((epoch - 1 - warmup_epochs) / max(1, epochs - warmup_epochs))
+
+
+def frozen_in_epoch(
+    epoch: int, *, stages: tuple[tuple[str, ...], ...], freeze_epochs: int | None, unfreeze_all_at: int | None
+) -> tuple[str, ...]:
+    """Which children of the backbone are frozen in an epoch, counted from 1, by the report's staged fine-tuning.
+
+    Epochs 1 to freeze_epochs are stage one, the rest stage two; from unfreeze_all_at on nothing is frozen, and with
+    freeze_epochs None nothing ever is.
+    """
+    if freeze_epochs is None or (unfreeze_all_at is not None and epoch >= unfreeze_all_at):
+        return ()
+    return stages[0] if epoch <= freeze_epochs else stages[1]
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------
+
+
+def train_one_epoch(
+    model: ExpressionNet,
+    loader: DataLoader,
+    criterion: MultitaskLoss,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    grad_clip: float | None,
+    label: str,
+) -> dict[str, float]:
+    """One pass over the training rows; returns the means of the losses and the accuracy, all on augmented images.
+
+    Raises TrainingError when the loss is no longer a number.
+    """
+    model.train()
+    memory_format = torch.channels_last if device.type != "mps" else torch.contiguous_format
+    totals = np.zeros(4)  # loss, classification loss, affect loss, hits; each times rows
+    rows = 0
+    bar = tqdm(loader, desc=label, unit="batch", leave=False, disable=None)
+    for images, y_cls, y_reg in bar:
+        images = images.to(device, non_blocking=True, memory_format=memory_format)
+        y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
+        with autocast(device, dtype):
+            output = model(images)
+        loss = criterion(output.logits, output.affect, y_cls, y_reg)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss.total).backward()
+        if grad_clip is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        hits = (output.logits.detach().argmax(dim=1) == y_cls).sum()
+        count = len(y_cls)
+        parts = torch.stack([*(part.detach() * count for part in loss), hits]).cpu()
+        totals += parts.double().numpy()
+        rows += count
+        if not math.isfinite(totals[0]):
+            raise TrainingError(f"the loss is no number any more in {label} – try a smaller --lr, or --no-amp")
+        bar.set_postfix(loss=f"{totals[0] / rows:.3f}", refresh=False)
+    means = totals / rows
+    return dict(zip(("train_loss", "train_loss_cls", "train_loss_reg", "train_accuracy"), means.tolist(), strict=True))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to `dtype`, or nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def validate(
+    model: ExpressionNet, loader: DataLoader, criterion: MultitaskLoss, *, device: torch.device, label: str
+) -> dict[str, float]:
+    """The scores of `evaluate.score` on the validation rows, and the loss (with the training's weights and smoothing)."""
+    predictions = run_inference(model, loader, device=device, label=label)
+    dataset: Any = loader.dataset
+    scores, _ = score(predictions, dataset.labels.names)
+    affect = predictions.affect_pred
+    loss = criterion.cpu()(
+        torch.from_numpy(predictions.logits),
+        torch.from_numpy(affect) if affect is not None else None,
+        torch.from_numpy(predictions.y_true),
+        torch.from_numpy(predictions.affect_true),
+    )
+    criterion.to(device)
+    return {"val_loss": loss.total.item()} | scores
+
+
+class Progress:
+    """Which epoch is best so far, and for how many epochs nothing has improved.
+
+    The report stops early when neither validation accuracy nor regression RMSE (the mean of valence and arousal) improves
+    for `patience` epochs; 0 never stops. `select` names the score by which the best epoch is chosen.
+    """
+
+    def __init__(self, *, select: str, patience: int) -> None:
+        self.select = select
+        self.patience = patience
+        self.best_epoch = 0
+        self.best: dict[str, float] = {select: -math.inf, "accuracy": -math.inf, "rmse": math.inf}
+        self.stale_epochs = 0
+
+    def update(self, line: dict[str, float]) -> bool:
+        """Take in an epoch's line of the history; returns whether it is the best so far."""
+        rmse = (line.get("valence_rmse", math.nan) + line.get("arousal_rmse", math.nan)) / 2  # NaN never improves
+        improves = line["accuracy"] > self.best["accuracy"] or rmse < self.best["rmse"]
+        chosen = line[self.select] > self.best[self.select]
+        self.stale_epochs = 0 if improves else self.stale_epochs + 1
+        self.best["accuracy"] = max(self.best["accuracy"], line["accuracy"])
+        if rmse < self.best["rmse"]:
+            self.best["rmse"] = rmse
+        if chosen:
+            self.best[self.select] = line[self.select]
+            self.best_epoch = int(line["epoch"])
+        return chosen
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether early stopping is due."""
+        return 0 < self.patience <= self.stale_epochs
+
+
+# --- the run folder -----------------------------------------------------------------------------------------------------
+
+
+def free_name(runs: Path, name: str) -> str:
+    """`name`, or `name-2`, `name-3`, … where a run of that name is there already."""
+    names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
+    return next(candidate for candidate in names if not (runs / candidate).exists())
+
+
+def append_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write history.jsonl, one line an epoch, undefined scores as null. Rewritten whole: a resumed run may drop a line."""
+    lines = [{key: value if math.isfinite(value) else None for key, value in line.items()} for line in history]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def machine() -> str:
+    """The kind of processor in a few words, for the record of a run."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, device: torch.device, precision: str) -> None:
+    """Write run.json: the exact command, every setting, versions and machine."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    contents = {
+        "command": shlex.join(["python", "train.py", *argv]),
+        "args": vars(args),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "machine": {
+            "processor": machine(),
+            "threads": torch.get_num_threads(),
+            "device": accelerator,
+            "precision": precision,
+        },
+    }
+    write_text(folder / "run.json", json.dumps(contents, indent=2) + "\n")
+
+
+def epoch_line(line: dict[str, float], *, epochs: int, left_s: float) -> str:
+    """An epoch in one line of text."""
+    parts = [
+        f"epoch {int(line['epoch'])}/{epochs}",
+        f"loss {line['train_loss']:.3f}, accuracy {line['train_accuracy']:.3f}",
+        f"val loss {line['val_loss']:.3f}, accuracy {line['accuracy']:.4f}, macro F1 {line['macro_f1']:.4f}",
+    ]
+    if math.isfinite(line.get("valence_rmse", math.nan)):
+        parts.append(f"RMSE {line['valence_rmse']:.3f}/{line['arousal_rmse']:.3f}")
+        parts.append(f"CCC {line['valence_ccc']:.3f}/{line['arousal_ccc']:.3f}")
+    parts.append(f"lr {line['lr']:.2e}")
+    parts.append(f"{line['time_s']:.0f} s, {left_s / 60:.0f} min left")
+    return " | ".join(parts)
+
+
+# --- the script ---------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; what a recipe sets has its default from RECIPES."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def flag(name: str, **options: Any) -> None:
+        hyphened = [f"--{name.replace('_', '-')}"] if "_" in name else []
+        parser.add_argument(f"--{name}", *hyphened, **options)
+
+    flag("model", choices=sorted(MODELS), help="network; alone, also the recipe (default: lightcnn)")
+    flag("recipe", choices=sorted(RECIPES), help="set of defaults, where it is not the model's own")
+    flag("print_recipe", action="store_true", help="show every setting as it would be used, and stop")
+    flag("train_meta", default="metadata_train.parquet", help="default: %(default)s")
+    flag("val_meta", default="metadata_val.parquet", help="default: %(default)s")
+    flag("data_root", help="where the pictures are, if not where the parquet says")
+    flag("label_set", choices=sorted(LABEL_SETS), help="classes to train, by name (default: the parquet's)")
+    flag("drop_invalid_va", action="store_true", help="leave out rows without valence and arousal, as the report does")
+    flag("epochs", type=int, help="epochs in all")
+    flag("batch_size", type=int)
+    flag("img_size", type=int, help="height and width in pixels")
+    flag("augment", choices=sorted(AUGMENTATIONS), help="training augmentations")
+    flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
+    flag("dropout", type=float)
+    flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
+    flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
+    flag("freeze_epochs", type=int, help="epochs of stage one, in which only the last block and the heads train")
+    flag("unfreeze_all_at", type=int, help="epoch (from 1) from which the whole backbone trains")
+    flag("optimizer", choices=sorted(OPTIMIZERS))
+    flag("lr", type=float)
+    flag("weight_decay", type=float)
+    flag("schedule", choices=sorted(SCHEDULES), help="learning rate over the epochs")
+    flag("warmup_epochs", type=int)
+    flag("grad_clip", type=float, help="largest gradient norm (default: by recipe, else none)")
+    flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted")
+    flag("weight_mode", choices=sorted(WEIGHT_MODES), help="how wce weights a class by its rows")
+    flag("beta", type=float, help="of --weight_mode effective")
+    flag("label_smoothing", type=float)
+    flag("reg_weight", type=float, help="weight of the valence/arousal loss")
+    flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
+    flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
+    flag("save_path", help="also copy the best checkpoint here")
+    flag("exp", help="name of the run folder (default: the recipe and seed, with a number where that is taken)")
+    flag("runs", default="runs", help="folder of the run folders (default: %(default)s)")
+    flag("resume", nargs="?", const="newest", metavar="CKPT", help="go on with a last.pth (default: the newest run's)")
+    flag("seed", type=int, default=42, help="default: %(default)s")
+    flag("workers", type=int, help="loader processes (default: by platform)")
+    flag("device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    flag("amp", action=argparse.BooleanOptionalAction, help="mixed precision (default: where the device gains from it)")
+    return parser
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Parse twice: once to learn the recipe (or the run to resume), whose settings are then the defaults of the rest.
+
+    Raises TrainingError or ModelError where there is no such run.
+    """
+    parser = build_parser()
+    first, _ = parser.parse_known_args(argv)
+    if first.resume is not None:
+        path = resume_path(first)
+        stored = read_checkpoint(path)
+        if "args" not in stored:
+            raise TrainingError(f"{path} cannot be resumed: it holds the network alone – give the run's last.pth")
+        parser.set_defaults(**stored["args"] | {"runs": str(path.parent.parent), "exp": path.parent.name})
+        args = parser.parse_args(argv)
+        args.resume = str(path)
+    else:
+        recipe = first.recipe or first.model or "lightcnn"
+        if recipe not in RECIPES:
+            raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
+        parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
+        args = parser.parse_args(argv)
+    for name in ("epochs", "batch_size", "img_size"):
+        if getattr(args, name) < 1:
+            raise TrainingError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    return args
+
+
+def resume_path(args: argparse.Namespace) -> Path:
+    """The last.pth to go on with: the file given, that of --exp, or the newest. Raises TrainingError."""
+    runs = Path(args.runs)
+    if args.resume != "newest":
+        path = Path(args.resume)
+        return path / "last.pth" if path.is_dir() else path
+    if args.exp is not None:
+        return runs / args.exp / "last.pth"
+    found = sorted(runs.glob("*/last.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise TrainingError(f"no run in {runs}/ can be resumed – start one: make train MODEL=lightcnn")
+    return found[-1]
+
+
+def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERDataset, FERDataset]:
+    """The training and validation datasets. Raises MetadataError."""
+    labels = LABEL_SETS[args.label_set] if args.label_set else None
+    common: dict[str, Any] = {
+        "preprocess": preprocess,
+        "data_root": args.data_root,
+        "drop_invalid_va": args.drop_invalid_va,
+    }
+    train_set = FERDataset(args.train_meta, labels=labels, augment=args.augment, seed=args.seed, **common)
+    val_set = FERDataset(args.val_meta, labels=train_set.labels, **common)
+    for name, dataset in (("training", train_set), ("validation", val_set)):
+        left_out = f" ({dataset.left_out} left out)" if dataset.left_out else ""
+        print(f"{name}: {len(dataset)} rows{left_out} of {dataset.labels.name}")
+    if train_set.info["split_id"] != val_set.info["split_id"]:
+        print(f"note: {args.train_meta} and {args.val_meta} come from different splits and may share pictures")
+    return train_set, val_set
+
+
+def train(args: argparse.Namespace, argv: list[str]) -> Path:
+    """Train as `args` says; returns the run folder. Raises TrainingError, MetadataError or ModelError."""
+    device = choose_device(args.device)
+    dtype, reason = choose_precision(device, args.amp)
+    print(f"device: {device}; precision: {reason}")
+    spec = MODELS[args.model]
+    preprocess = Preprocess(args.img_size, spec.channels, spec.mean, spec.std)
+    train_set, val_set = prepare_data(args, preprocess)
+
+    torch.manual_seed(args.seed)
+    model = build_model(
+        args.model, classes=len(train_set.labels), affect=args.affect, preprocess=preprocess, dropout=args.dropout
+    )
+    if args.resume is None:
+        pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
+        print(f"weights: {pretrained}")
+        if args.freeze_epochs is None and args.weights != "none":
+            args.freeze_epochs = 3  # the report's default, for pretrained weights only
+    affect_rows = int((~train_set.y_reg.isnan()).any(dim=1).sum())
+    if args.affect and affect_rows == 0:
+        print("valence/arousal: no training row has them, so that head stays untrained and is not used")
+    model.to(device)
+    if device.type != "mps":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    counts = class_counts(train_set.y_cls, len(train_set.labels))
+    criterion = build_loss(
+        args.loss,
+        counts=counts,
+        weight_mode=args.weight_mode,
+        beta=args.beta,
+        label_smoothing=args.label_smoothing,
+        reg_weight=args.reg_weight,
+    ).to(device)
+    print(describe_weights(criterion.weights, train_set.labels))
+    # One optimizer over all parameters: frozen ones get no gradient, and so neither step nor decay.
+    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    order = torch.Generator()
+    workers = default_workers(device) if args.workers is None else args.workers
+    train_loader = make_loader(
+        train_set,
+        batch_size=args.batch_size,
+        workers=workers,
+        device=device,
+        sampler=RandomSampler(train_set, generator=order),
+    )
+    val_loader = make_loader(val_set, batch_size=args.batch_size, workers=workers, device=device)
+
+    progress = Progress(select=args.select, patience=args.patience)
+    history: list[dict[str, float]] = []
+    if args.resume is not None:
+        history = restore(args.resume, model, optimizer, scaler, split_id=train_set.info["split_id"])
+        for line in history:
+            progress.update(line)
+        print(f"resumed after epoch {len(history)} from {args.resume}")
+    elif args.exp is None:
+        args.exp = free_name(Path(args.runs), f"{args.recipe}_seed{args.seed}")
+    elif (Path(args.runs) / args.exp / "last.pth").exists():
+        raise TrainingError(f"{args.runs}/{args.exp} is there already – go on with --resume, or choose another --exp")
+    folder = Path(args.runs) / args.exp
+    record_run(folder, args, argv, device=device, precision=reason)
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    description = describe(
+        args.model, labels=train_set.labels, preprocess=preprocess, affect=args.affect, dropout=args.dropout
+    )
+    description |= {"exp": args.exp, "recipe": args.recipe, "seed": args.seed}
+    description |= {"split_id": train_set.info["split_id"], "affect_rows": affect_rows}
+    print(f"run folder: {folder} (curves: make tensorboard)")
+    with SummaryWriter(str(folder), purge_step=len(history) + 1) as board:
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            start = time.monotonic()
+            frozen = frozen_in_epoch(
+                epoch, stages=spec.stages, freeze_epochs=args.freeze_epochs, unfreeze_all_at=args.unfreeze_all_at
+            )
+            if frozen != model.frozen:
+                model.freeze(frozen)
+                print(f"epoch {epoch}: {'frozen: ' + ', '.join(frozen) if frozen else 'the whole network trains'}")
+            lr = args.lr * learning_rate_factor(
+                epoch, schedule=args.schedule, epochs=args.epochs, warmup_epochs=args.warmup_epochs
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # All random numbers are a function of (seed, epoch), so that a resumed run equals an uninterrupted one.
+            torch.manual_seed(args.seed * 1_000_003 + epoch)
+            order.manual_seed(args.seed * 1_000_003 + epoch)
+            train_set.set_epoch(epoch)
+            line: dict[str, float] = {"epoch": epoch, "lr": lr}
+            line |= train_one_epoch(
+                model,
+                train_loader,
+                criterion,
+                optimizer,
+                scaler,
+                device=device,
+                dtype=dtype,
+                grad_clip=args.grad_clip,
+                label=f"epoch {epoch}/{args.epochs}",
+            )
+            line |= validate(model, val_loader, criterion, device=device, label="validation")
+            line["time_s"] = round(time.monotonic() - start, 2)
+            history.append(line)
+            best = progress.update(line)
+            for key, value in line.items():
+                board.add_scalar(key, value, epoch)
+            contents = description | {"epoch": epoch, "state_dict": model.state_dict(), "metrics": line}
+            if best:
+                save_checkpoint(folder / "best.pth", contents)
+                if args.save_path:
+                    save_checkpoint(args.save_path, contents)
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
+            save_checkpoint(folder / "last.pth", contents | state | {"args": vars(args)})
+            append_history(folder / "history.jsonl", history)
+            mean_s = sum(past["time_s"] for past in history) / len(history)
+            print(epoch_line(line, epochs=args.epochs, left_s=mean_s * (args.epochs - epoch)), flush=True)
+            if progress.exhausted:
+                print(f"stopped: neither accuracy nor RMSE has improved for {args.patience} epochs")
+                break
+    plot_history(history, folder / "training_history.png", chosen_epoch=progress.best_epoch)
+    chosen = history[progress.best_epoch - 1]
+    print(
+        f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {chosen['accuracy']:.4f}, "
+        f"macro F1 {chosen['macro_f1']:.4f}; {sum(line['time_s'] for line in history) / 60:.1f} minutes in all"
+    )
+    return folder
+
+
+def restore(
+    path: str, model: ExpressionNet, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, split_id: str
+) -> list[dict[str, float]]:
+    """Put network, optimizer and scaler back as last.pth has them; returns the history. Raises TrainingError."""
+    contents = read_checkpoint(path)
+    if contents["split_id"] != split_id:
+        raise TrainingError(f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id}")
+    model.load_state_dict(contents["state_dict"])
+    optimizer.load_state_dict(contents["optimizer"])
+    scaler.load_state_dict(contents["scaler"])
+    return contents["history"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; status 2 with one line where that cannot be done, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse_args(argv)
+        if args.print_recipe:
+            del args.print_recipe
+            print(json.dumps(vars(args), indent=2))
+            return 0
+        folder = train(args, argv)
+    except (TrainingError, MetadataError, ModelError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted – every whole epoch is kept; go on with: python train.py --resume", file=sys.stderr)
+        return 130
+    print(f"score it: python evaluate.py {folder / 'best.pth'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
