@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from fer_transform import FERDataset, default_workers, make_loader
 from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint
+
+BATCH_SIZE = 64  # of training's validation, too: another one changes the last digits
 
 
 class EvaluationError(Exception):
@@ -51,8 +54,8 @@ def run_inference(
     model: ExpressionNet, loader: torch.utils.data.DataLoader, *, device: torch.device, label: str = "scoring"
 ) -> Predictions:
     """Run the network in eval mode over a loader in row order. The model is left in eval mode on `device`."""
-    model.eval().to(device)
     memory_format = torch.channels_last if device.type != "mps" else torch.contiguous_format
+    model.eval().to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
     logits, affect_pred, y_true, affect_true = [], [], [], []
     with torch.inference_mode():
         for images, y_cls, y_reg in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
@@ -91,11 +94,17 @@ def score(predictions: Predictions, names: Sequence[str]) -> tuple[dict[str, flo
     scores |= {"accuracy_low": low, "accuracy_high": high}
     scores["expected_calibration_error"] = metrics.expected_calibration_error(predictions.probabilities, y_true)
     scores |= metrics.classification_baselines(y_true, names)
+    affect, affect_reasons = affect_scores(predictions)
+    return scores | affect, reasons | affect_reasons
+
+
+def affect_scores(predictions: Predictions) -> tuple[dict[str, float], dict[str, str]]:
+    """Valence and arousal, with trivial baselines; all undefined for a network that does not know them."""
     if predictions.affect_pred is not None:
-        affect, affect_reasons = metrics.affect_scores(predictions.affect_true, predictions.affect_pred)
-        scores |= affect | metrics.affect_baselines(predictions.affect_true)
-        reasons |= affect_reasons
-    return scores, reasons
+        scores, reasons = metrics.affect_scores(predictions.affect_true, predictions.affect_pred)
+        return scores | metrics.affect_baselines(predictions.affect_true), reasons
+    keys = [f"{target}_{kind}" for target in metrics.AFFECT_TARGETS for kind in metrics.AFFECT_SCORES]
+    return dict.fromkeys(keys, math.nan), dict.fromkeys(keys, "the network was not trained on valence and arousal")
 
 
 # --- output -------------------------------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ def text_report(values: dict[str, Any], predictions: Predictions, names: Sequenc
         f"ROC-AUC {values['roc_auc_macro']:.4f}, PR-AUC {values['pr_auc_macro']:.4f} (macro, one class against the rest), "
         f"expected calibration error {values['expected_calibration_error']:.4f}",
     ]
-    if predictions.affect_pred is not None:
+    if any(values.get(f"{target}_rows", 0) for target in metrics.AFFECT_TARGETS):
         lines += ["", f"{'':<10}{'RMSE':>8}{'MAE':>8}{'Pearson':>9}{'SAGR':>8}{'CCC':>8}"]
         for target in metrics.AFFECT_TARGETS:
             cells = [values[f"{target}_{kind}"] for kind in ("rmse", "mae", "pearson", "sagr", "ccc")]
@@ -197,10 +206,12 @@ def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str], *, title: st
         axis.tick_params(axis="x", rotation=45)
         axis.tick_params(axis="y", rotation=0)
     figure.suptitle(title)
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+    first, *others = paths
+    first.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(first, dpi=130)
     plt.close(figure)
+    for path in others:
+        shutil.copyfile(first, path)
 
 
 def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int) -> None:
@@ -263,9 +274,10 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
             f"{path} knows {target.name} ({', '.join(target.names)}), {meta} also has {', '.join(sorted(lacking))} – "
             f"index with --label_set {target.name}, or leave those rows out with --cross_dataset"
         )
-    if checkpoint.info["split_id"] != info["split_id"] and not cross_dataset:
+    split_id = checkpoint.info.get("split_id", "unknown")
+    if split_id != info["split_id"] and not cross_dataset:
         raise EvaluationError(
-            f"{path} was trained on split {checkpoint.info['split_id']}, {meta} is of split {info['split_id']} and may "
+            f"{path} was trained on split {split_id}, {meta} is of split {info['split_id']} and may "
             "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
         )
 
@@ -279,10 +291,15 @@ def load_members(paths: Sequence[Path]) -> list[Checkpoint]:
     return members
 
 
-def output_folder(checkpoints: Sequence[Path], out: Path | None) -> Path:
-    """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">."""
+def output_folder(checkpoints: Sequence[Path], out: Path | None, *, cross_dataset: bool) -> Path:
+    """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">.
+
+    Raises EvaluationError where figures of other data would stand in the run's own folder.
+    """
     if out is not None:
         return out
+    if cross_dataset:
+        raise EvaluationError("--cross_dataset needs a folder of its own: --out runs/NAME")
     if len(checkpoints) > 1:
         return Path("runs/ensemble")
     path = checkpoints[0]
@@ -296,7 +313,7 @@ def evaluate(
     split: str,
     out: Path,
     device: torch.device,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     data_root: str | None = None,
 ) -> tuple[dict[str, Any], str]:
@@ -314,12 +331,16 @@ def evaluate(
             workers=default_workers(device) if workers is None else workers,
             device=device,
         )
-        predictions.append(run_inference(member.model, loader, device=device, label=f"scoring {split}"))
+        said = run_inference(member.model, loader, device=device, label=f"scoring {split}")
+        if not member.info.get("affect_rows"):
+            said = said._replace(affect_pred=None)  # a head that saw no label says nothing
+        predictions.append(said)
     assert dataset is not None
     joined = predictions[0] if len(predictions) == 1 else average(predictions)
     scores, reasons = score(joined, labels.names)
     model_name = "+".join(dict.fromkeys(member.info["model"] for member in members))
-    values: dict[str, Any] = {"exp": out.name, "model": model_name, "split": split, "rows": len(dataset)}
+    exp = out.resolve().name  # the name that . stands for, too
+    values: dict[str, Any] = {"exp": exp, "model": model_name, "split": split, "rows": len(dataset)}
     values |= {"rows_left_out": dataset.left_out, "label_set": labels.name, "split_id": dataset.info["split_id"]}
     values |= {"epoch": members[0].info.get("epoch"), "members": len(members)}
     values |= {"parameters": sum(p.numel() for member in members for p in member.model.parameters())}
@@ -331,9 +352,7 @@ def evaluate(
     write_text(out / "classification_report.txt", text)
     write_predictions(out / "predictions.parquet", dataset, joined, labels.names)
     counts = metrics.confusion_counts(joined.y_true, joined.y_pred, len(labels))
-    title = (
-        f"{out.name}: accuracy {values['accuracy']:.3f}, macro F1 {values['macro_f1']:.3f} on {split}, {len(dataset)} rows"
-    )
+    title = f"{exp}: accuracy {values['accuracy']:.3f}, macro F1 {values['macro_f1']:.3f} on {split}, {len(dataset)} rows"
     pictures = [out / "confusion_matrix.png", out / f"ConfusionMatrix_{model_name}.png"]
     plot_confusion_matrix(counts, labels.names, title=title, paths=pictures)
     return values, text
@@ -342,7 +361,9 @@ def evaluate(
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CKPT", help="default: the newest run's best.pth")
+    parser.add_argument(
+        "checkpoints", nargs="*", type=Path, metavar="CKPT", help="checkpoint or run folder (default: the newest)"
+    )
     parser.add_argument("--split", choices=["train", "val", "test"], help="default: test where there is one, else val")
     parser.add_argument("--meta", type=Path, help="parquet to score (default: metadata_<split>.parquet)")
     parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
@@ -353,7 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="score on other pictures than the checkpoint's own; you vouch that none of its training rows are among them",
     )
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="loader processes (default: by platform)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     return parser
@@ -363,7 +384,10 @@ def main(argv: list[str] | None = None) -> int:
     """Score and print; status 2 with one line where that cannot be done."""
     args = build_parser().parse_args(argv)
     try:
-        checkpoints = args.checkpoints or [newest_run(Path("runs"))]
+        if args.batch_size < 1 or (args.workers or 0) < 0:
+            raise EvaluationError("--batch_size must be at least 1 and --workers at least 0")
+        checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
+        checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta, split = default_meta(args.split)
         if args.meta is not None:
             meta = args.meta
@@ -371,7 +395,7 @@ def main(argv: list[str] | None = None) -> int:
         members = load_members(checkpoints)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
-        out = output_folder(checkpoints, args.out)
+        out = output_folder(checkpoints, args.out, cross_dataset=args.cross_dataset)
         values, text = evaluate(
             members,
             meta=meta,
@@ -382,8 +406,11 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
             data_root=args.data_root,
         )
-    except (EvaluationError, MetadataError, ModelError) as error:
+    except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(f"evaluate.py: out of memory – give a --batch_size below {args.batch_size}", file=sys.stderr)
         return 2
     print(text)
     if values["rows_left_out"]:

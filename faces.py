@@ -127,6 +127,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 def decode_image(data: np.ndarray) -> np.ndarray:
     """Encoded bytes (uint8, (n,)) as an RGB image, uint8 (H, W, 3); see `read_image`. Raises `ImageError`."""
+    if not png_is_whole(data):
+        raise ImageError("truncated")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         alpha = decode_alpha(data, image) if image is not None else None
@@ -141,6 +143,18 @@ def decode_image(data: np.ndarray) -> np.ndarray:
     if alpha is not None:
         image = np.rint(image * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def png_is_whole(data: np.ndarray) -> bool:
+    """False for a PNG in which a chunk claims to reach beyond the end: OpenCV would take up to 2 GB for its content."""
+    content = data.tobytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return True
+    position, kind = 8, b""
+    while position + 8 <= len(content) and kind != b"IEND":
+        kind = content[position + 4 : position + 8]
+        position += 12 + int.from_bytes(content[position : position + 4], "big")  # length, kind, content, checksum
+    return position <= len(content)
 
 
 def decode_alpha(data: np.ndarray, image: np.ndarray) -> np.ndarray | None:

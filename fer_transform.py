@@ -27,6 +27,7 @@ from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata, resolve_data_root
 
 IMAGENET_224 = Preprocess(size_px=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SIZE_MIN_PX = 8  # below it the light CNN's three poolings leave nothing
 
 # --- augmentation -------------------------------------------------------------------------------------------------------
 
@@ -50,14 +51,15 @@ def report_augmentation(size_px: int) -> list[Any]:
 
 def lightcnn_augmentation(size_px: int) -> list[Any]:
     """The training augmentations of the imbalance-aware document: flip, ±15°, a 44 px crop of the 48 px face padded by
-    4 px, resized to 48 px (other sizes in proportion); what turns in from outside is black, as in torchvision."""
+    4 px, resized to 48 px (other sizes in proportion). As in torchvision, what turns in from outside is black and rotation
+    takes the nearest pixel: a second interpolation would make training images softer than those of the evaluation."""
     import albumentations as A
 
     pad, crop = round(size_px / 12), round(size_px * 11 / 12)
     return [
         A.Resize(size_px, size_px),
         A.HorizontalFlip(p=0.5),
-        A.Rotate(limit=15, border_mode=cv2.BORDER_CONSTANT, fill=0, p=1.0),
+        A.Rotate(limit=15, interpolation=cv2.INTER_NEAREST, border_mode=cv2.BORDER_CONSTANT, fill=0, p=1.0),
         A.Pad(padding=pad, fill=0),
         A.RandomCrop(crop, crop),
         A.Resize(size_px, size_px),
@@ -89,6 +91,16 @@ class Augmentation:
 
 
 # --- dataset ------------------------------------------------------------------------------------------------------------
+
+
+class PictureError(MetadataError):
+    """A row's picture that cannot be read; the message is one line.
+
+    A worker process of a loader hands an error on as the text of its traceback, whose last line is the message.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().splitlines()[-1].removeprefix(f"{__name__}.PictureError: ")
 
 
 class FERDataset(Dataset):
@@ -125,20 +137,28 @@ class FERDataset(Dataset):
         self.rows = rows
         self.y_cls = torch.tensor(rows["label"].map(index_of).to_numpy(dtype=np.int64))
         self.y_reg = torch.tensor(rows[["valence", "arousal"]].to_numpy(dtype=np.float32))
-        self.root = resolve_data_root(parquet, self.info, data_root)
-        self.pixels = None
-        if self.info["images"] is not None:
-            images = Path(parquet).parent / self.info["images"]
-            if not images.is_file():
-                raise MetadataError(f"{images} not found beside {parquet} – run: make metadata")
-            self.pixels = np.load(images, mmap_mode="r", allow_pickle=False)
+        self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]
+        self.pixels: np.ndarray | None = None
+        if self.images is not None:
+            if not self.images.is_file():
+                raise MetadataError(f"{self.images} not found beside {parquet} – run: make metadata")
+            self.pixels = np.load(self.images, mmap_mode="r", allow_pickle=False)
             self.index = rows["index"].to_numpy(dtype=np.int64)
         else:
+            self.root = resolve_data_root(parquet, self.info, data_root)
             self.paths = rows["path"].tolist()
         self.preprocess = preprocess
         self.augmentation = Augmentation(augment, preprocess) if augment is not None else None
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see the new epoch, too
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pixels": None}  # a spawned worker maps the file itself, instead of being sent all pixels
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self.images is not None:
+            self.pixels = np.load(self.images, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self.y_cls)
@@ -155,7 +175,7 @@ class FERDataset(Dataset):
         try:
             return read_image(path)
         except ImageError as error:
-            raise MetadataError(f"{path}: {error} – run make metadata again, or give --data_root") from error
+            raise PictureError(f"{path}: {error} – run make metadata again, or give --data_root") from error
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         image = self.image(row)
@@ -200,6 +220,7 @@ def make_loader(
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
         drop_last=sampler is not None and len(dataset) % batch_size == 1,
+        generator=torch.Generator(),  # it draws only seeds for workers, which must not move the numbers of the dropout
     )
 
 
@@ -251,6 +272,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Write the contact sheet."""
     args = build_parser().parse_args(argv)
+    if args.img_size < SIZE_MIN_PX or args.out.suffix.lower() != ".png":
+        print(f"fer_transform.py: give --img_size of at least {SIZE_MIN_PX} and an --out that ends in .png", file=sys.stderr)
+        return 2
     preprocess = IMAGENET_224
     if args.grey:
         preprocess = Preprocess(size_px=args.img_size, channels=1, mean=(0.5,), std=(0.5,))
@@ -261,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
             args.meta, preprocess=preprocess, augment=args.augment, seed=args.seed, data_root=args.data_root
         )
         write_contact_sheet(dataset, args.out, seed=args.seed)
-    except MetadataError as error:
+    except (MetadataError, OSError) as error:
         print(f"fer_transform.py: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: {min(8, len(dataset))} of {len(dataset)} faces of {args.meta}, augmented as {args.augment}")

@@ -395,14 +395,17 @@ def _read_chunk(task: tuple[Part, list[str], bool]) -> FaceChunk:
         for kind, count in columns:
             rows = np.array([i for i in range(len(names)) if i not in faults], np.int64)
             values, unread = read_npy_values([stems[i] + kind for i in rows], count)
-            there = np.array([k not in unread for k in range(len(rows))], bool)
+            wrong: dict[int, str] = {}
             if kind == "_exp.npy":
                 classes[rows], wrong = _as_classes(values)
-            elif kind == "_lnd.npy":
-                has_landmarks[rows], wrong = there, {}
+            elif kind == "_val.npy":
+                affect[rows, 0], wrong = _as_affect(values, "valence")
+            elif kind == "_aro.npy":
+                affect[rows, 1], wrong = _as_affect(values, "arousal")
             else:
-                affect[rows, int(kind == "_aro.npy")], wrong = _as_affect(values)
-            for k, fault in (wrong | unread).items():
+                has_landmarks[rows] = [k not in unread for k in range(len(rows))]
+            faults.update((int(rows[k]), fault) for k, fault in wrong.items() if k not in unread)
+            for k, fault in unread.items():
                 if fault != "missing" or kind == "_exp.npy":
                     faults[int(rows[k])] = f"{kind}: {fault}"
     return FaceChunk(part, names, classes, affect, has_landmarks, faults)
@@ -418,11 +421,11 @@ def _as_classes(values: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     return np.where(known, values, 0).astype(np.int8), faults
 
 
-def _as_affect(values: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def _as_affect(values: np.ndarray, name: str) -> tuple[np.ndarray, dict[int, str]]:
     """Valence or arousal in [-1, 1], NaN where missing, and the faults by position."""
     values = np.where(values == AFFECT_SENTINEL, np.nan, values)
     outside = np.flatnonzero(np.abs(values) > 1 + AFFECT_TOLERANCE)
-    return np.clip(values, -1, 1), dict.fromkeys(outside.tolist(), "outside [-1, 1]")
+    return np.clip(values, -1, 1), dict.fromkeys(outside.tolist(), f"{name} outside [-1, 1]")
 
 
 def read_npy_values(paths: Sequence[str], count: int = 1) -> tuple[np.ndarray, dict[int, str]]:

@@ -4,7 +4,8 @@ Every network is an `ExpressionNet`: a backbone that ends in a feature vector, a
 regression head for valence and arousal. `MODELS` is the registry. A checkpoint holds all that is needed to use it:
 `save_checkpoint` is the only writer and `load_checkpoint` the only reader.
 
-    python models.py              # the documents' device check: what would be used here, and why
+    python models.py                                            # the device check: what would be used here, and why
+    python models.py --half runs/a/best.pth weights/a.pth       # a checkpoint in half precision, for shipping
 """
 
 import argparse
@@ -24,6 +25,7 @@ from labels import LabelSet, label_set_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHECKPOINT_FORMAT = 1
+TRAINING_STATE = ("optimizer", "scaler", "history", "args")  # what only a last.pth holds
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 
@@ -281,7 +283,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The contents of one of our checkpoints. Raises ModelError for other files."""
     contents = read_torch(path)
-    missing = {"format", "model", "labels", "preprocess", "state_dict"} - contents.keys()
+    missing = {"format", "model", "model_args", "labels", "preprocess", "state_dict"} - contents.keys()
     if missing:
         raise ModelError(f"{path} is not a checkpoint of this project (it lacks {', '.join(sorted(missing))})")
     if contents["format"] != CHECKPOINT_FORMAT:
@@ -316,7 +318,9 @@ def choose_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name.split(":")[0], False):
+    kind, colon, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):
         raise ModelError(f"device {name} is not available here – use --device auto")
     return torch.device(name)
 
@@ -339,7 +343,7 @@ def choose_precision(device: torch.device, amp: bool | None = None) -> tuple[tor
         if amp:
             return torch.bfloat16, "bfloat16, as asked (--amp), though this CPU gains nothing from it"
         return torch.float32, "float32, as this CPU gains nothing from bfloat16"
-    return torch.float32, f"float32 on {device.type}"
+    return torch.float32, f"float32 on {device.type}" + (", where --amp is not supported" if amp else "")
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -363,14 +367,29 @@ def device_report() -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of this script, which takes nothing but --help."""
-    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--half", nargs=2, metavar=("CKPT", "OUT"), help="write the network of CKPT to OUT in half precision, and stop"
+    )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print which device would be used and why."""
-    build_parser().parse_args(argv)
-    print(device_report())
+    """Print which device would be used and why, or write a checkpoint for shipping."""
+    args = build_parser().parse_args(argv)
+    if args.half is None:
+        print(device_report())
+        return 0
+    source, out = args.half
+    try:
+        contents = read_checkpoint(source)
+    except ModelError as error:
+        print(f"models.py: {error}", file=sys.stderr)
+        return 2
+    kept = {key: value for key, value in contents.items() if key not in TRAINING_STATE}
+    save_checkpoint(out, kept, half=True)
+    print(f"{out}: {contents['model']} in half precision, {Path(out).stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -100,9 +100,9 @@ class EmotionPredictor:
         batch = torch.from_numpy(np.stack([self.preprocess(crop) for crop in crops]))  # (N, C, H, W)
         with torch.inference_mode():
             output = self.model(batch.to(self.device))
-        if not output.logits.isfinite().all():
+        if not all(head.isfinite().all() for head in output if head is not None):
             raise ModelError("the network answers with no numbers: its weights are damaged – give another --model")
-        probabilities = output.logits.double().cpu().softmax(dim=1).tolist()
+        probabilities = output.logits.cpu().double().softmax(dim=1).tolist()
         affect = output.affect.float().cpu().clamp(-1.0, 1.0).tolist() if self.knows_affect else [(None, None)] * len(crops)
         return [
             FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)

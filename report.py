@@ -9,9 +9,11 @@ alone, so a fresh clone reproduces it to the byte.
 
 import argparse
 import json
+import os
+import shlex
 import shutil
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from evaluate import write_text
@@ -31,9 +33,9 @@ REQUIRED = ("run.json", "history.jsonl", "metrics.json")
 
 HEAD = """# Results
 
-Written by `make report` from the files under `results/`; no figure here is typed by hand. Networks are trained on the training
-split, their epoch is chosen on the validation split (FER2013: PublicTest), and the test split (FER2013: PrivateTest) is scored
-once with the chosen checkpoint. Intervals are 95% (Wilson), for the sampling of test rows alone.
+Written by `make report` from the files under `results/`; no figure here is typed by hand. Networks are trained on the
+training split, their epoch is chosen on the validation split (FER2013: PublicTest), and the test split (FER2013:
+PrivateTest) is scored once with the chosen checkpoint. Intervals are 95% (Wilson), for the sampling of test rows alone.
 """
 
 
@@ -46,18 +48,48 @@ def keep_run(run: Path, results: Path) -> Path:
     missing = [name for name in REQUIRED if not (run / name).is_file()]
     if missing:
         raise ReportError(f"{run} lacks {', '.join(missing)} – train and score it first: python evaluate.py {run}/best.pth")
-    target = results / run.name
+    target = results / run.resolve().name
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        if (run / name).is_file():
+        if name == "run.json":
+            contents = without_machine_paths(json.loads((run / name).read_text(encoding="utf-8")))
+            write_text(target / name, json.dumps(contents, indent=2) + "\n")
+        elif (run / name).is_file():
             shutil.copyfile(run / name, target / name)
         else:
             (target / name).unlink(missing_ok=True)
     return target
 
 
+def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
+    """The contents of run.json without folders of one machine, in its settings and its command."""
+
+    def cut(command: str) -> str:
+        words = [word.rpartition("=") for word in shlex.split(command)]  # --flag=path, too
+        return shlex.join(flag + equals + portable(value) for flag, equals, value in words)
+
+    settings = {key: portable(value) if isinstance(value, str) else value for key, value in run["args"].items()}
+    resumed = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
+    return run | {"command": cut(run["command"]), "args": settings} | resumed
+
+
+def portable(text: str) -> str:
+    """An absolute path below the current folder as a relative one, any other cut to its name; other text as it is."""
+    if not (PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()):
+        return text
+    if Path(text).is_relative_to(Path.cwd()):
+        return Path(text).relative_to(Path.cwd()).as_posix()
+    return PureWindowsPath(text).name or "."  # knows both kinds of slash
+
+
 def read_result(folder: Path) -> dict[str, Any]:
-    """The figures of a kept run: those of the test split where it was scored, with `run` and `history` beside them."""
+    """The figures of a kept run: those of the test split where it was scored, with `run` and `history` beside them.
+
+    Raises ReportError where a file is lacking.
+    """
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise ReportError(f"{folder} lacks {', '.join(missing)} – keep that run again: python report.py runs/{folder.name}")
     test = folder / "metrics_test.json"
     values = json.loads((test if test.is_file() else folder / "metrics.json").read_text(encoding="utf-8"))
     values["run"] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -77,8 +109,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def overview(results: dict[str, dict[str, Any]]) -> str:
-    """One row a run: the overall scores and what they cost."""
+def overview(results: dict[str, dict[str, Any]], link: str) -> str:
+    """One row a run: the overall scores and what they cost; `link` is the way to the kept runs."""
     rows = []
     for exp, values in results.items():
         minutes = sum(line["time_s"] for line in values["history"]) / 60
@@ -88,7 +120,7 @@ def overview(results: dict[str, dict[str, Any]]) -> str:
         )
         rows.append(
             [
-                f"[{exp}](results/{exp})",
+                f"[{exp}]({link}/{exp})",
                 values["model"],
                 f"{values['label_set']}, {values['split']}, {values['rows']:,} rows",
                 f"**{figure(values['accuracy'])}** ({figure(values['accuracy_low'])} to {figure(values['accuracy_high'])})",
@@ -123,8 +155,8 @@ def affect_table(results: dict[str, dict[str, Any]]) -> str:
     return "\nValence and arousal:\n\n" + table(header, rows) if rows else ""
 
 
-def details(exp: str, values: dict[str, Any], folder: Path) -> str:
-    """One run: its command, further scores, and its pictures."""
+def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
+    """One run: its command, further scores, and its pictures, which lie in `folder` below `link`."""
     parts = [f"\n## {exp}\n", f"```\n{values['run']['command']}\n```\n"]
     scores = (
         ("balanced accuracy", "balanced_accuracy"),
@@ -137,17 +169,18 @@ def details(exp: str, values: dict[str, Any], folder: Path) -> str:
     parts.append(", ".join(f"{name} {figure(values[key])}" for name, key in scores) + ".\n")
     for name in ("confusion_matrix.png", "training_history.png"):
         if (folder / name).is_file():
-            parts.append(f"![{name.removesuffix('.png').replace('_', ' ')} of {exp}](results/{exp}/{name})\n")
+            parts.append(f"![{name.removesuffix('.png').replace('_', ' ')} of {exp}]({link}/{exp}/{name})\n")
     return "\n".join(parts)
 
 
 def write_results(results: Path, out: Path) -> int:
-    """Write RESULTS.md from results/; returns the number of runs in it."""
+    """Write RESULTS.md from results/; returns the number of runs in it. Raises ReportError."""
     kept = {folder.name: read_result(folder) for folder in sorted(results.glob("*")) if (folder / "metrics.json").is_file()}
+    link = Path(os.path.relpath(results, out.parent)).as_posix()
     parts = [HEAD]
     if kept:
-        parts += [overview(kept), per_class(kept) + affect_table(kept)]
-        parts += [details(exp, values, results / exp) for exp, values in kept.items()]
+        parts += [overview(kept, link), per_class(kept) + affect_table(kept)]
+        parts += [details(exp, values, results / exp, link) for exp, values in kept.items()]
     else:
         parts.append("No run is kept yet: `python report.py runs/<exp>`.\n")
     write_text(out, "\n".join(parts))
@@ -169,10 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for run in args.runs:
             print(f"kept: {keep_run(run, args.results)}")
-    except ReportError as error:
+        print(f"{args.out}: {write_results(args.results, args.out)} runs")
+    except (ReportError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {write_results(args.results, args.out)} runs")
     return 0
 
 

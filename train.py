@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
-from evaluate import plot_history, run_inference, score, write_text
+from evaluate import BATCH_SIZE, plot_history, run_inference, score, write_text
 from faces import Preprocess
-from fer_transform import AUGMENTATIONS, FERDataset, default_workers, make_loader
-from labels import LABEL_SETS
+from fer_transform import AUGMENTATIONS, SIZE_MIN_PX, FERDataset, default_workers, make_loader
+from labels import LABEL_SETS, LabelSet
 from losses import LOSSES, WEIGHT_MODES, MultitaskLoss, build_loss, class_counts, describe_weights
 from metadata_parallel import MetadataError
 from models import (
@@ -71,8 +71,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet34": MULTITASK | {"model": "resnet34"},
     "resnet18": MULTITASK | {"model": "resnet18"},
     "lightcnn": LIGHTCNN,
-    # The demo's small multitask network, on drawn faces.
-    "demo": LIGHTCNN | {"affect": True, "epochs": 15, "batch_size": 64, "reg_weight": 1.0, "select": "accuracy"},
+    # A small multitask network for the demo's 1,920 drawn faces: small batches, as so few rows give few steps.
+    "demo": LIGHTCNN
+    | {"affect": True, "epochs": 12, "batch_size": 16, "dropout": 0.0, "warmup_epochs": 2, "reg_weight": 1.0}
+    | {"select": "accuracy"},
 }
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -247,9 +249,9 @@ def machine() -> str:
 
 
 def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, device: torch.device, precision: str) -> None:
-    """Write run.json: the exact command, every setting, versions and machine."""
+    """Write run.json: the exact command (and those that resumed it), every setting, versions and machine."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    contents = {
+    contents: dict[str, Any] = {
         "command": shlex.join(["python", "train.py", *argv]),
         "args": vars(args),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
@@ -260,7 +262,11 @@ def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, devic
             "precision": precision,
         },
     }
-    write_text(folder / "run.json", json.dumps(contents, indent=2) + "\n")
+    path = folder / "run.json"
+    if args.resume is not None and path.is_file():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
+    write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
 def epoch_line(line: dict[str, float], *, epochs: int, left_s: float) -> str:
@@ -331,6 +337,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# The smallest and largest value of every number on the command line.
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 1),
+    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf), "lr": (0, math.inf),
+    "weight_decay": (0, math.inf), "grad_clip": (0, math.inf), "beta": (0, 1 - 1e-9), "label_smoothing": (0, 1),
+    "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf), "seed": (0, 2**32 - 1),
+}  # fmt: skip
+KEPT_BY_RESUME = ("recipe", "model", "affect", "label_set", "optimizer", "exp")
+
+
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Parse twice: once to learn the recipe (or the run to resume), whose settings are then the defaults of the rest.
 
@@ -343,18 +359,23 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         stored = read_checkpoint(path)
         if "args" not in stored:
             raise TrainingError(f"{path} cannot be resumed: it holds the network alone – give the run's last.pth")
-        parser.set_defaults(**stored["args"] | {"runs": str(path.parent.parent), "exp": path.parent.name})
+        kept = stored["args"] | {"runs": str(path.parent.parent), "exp": path.parent.name}
+        parser.set_defaults(**kept)
         args = parser.parse_args(argv)
-        args.resume = str(path)
+        args.resume, args.runs = str(path), kept["runs"]
+        for name in KEPT_BY_RESUME:
+            if getattr(args, name) != kept[name]:
+                raise TrainingError(f"--{name} is {kept[name]} in {path} and cannot change – leave it out, or start anew")
     else:
         recipe = first.recipe or first.model or "lightcnn"
         if recipe not in RECIPES:
             raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
         parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
         args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "img_size"):
-        if getattr(args, name) < 1:
-            raise TrainingError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name, (low, high) in LIMITS.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise TrainingError(f"--{name} must lie between {low} and {high}, not be {value}")
     return args
 
 
@@ -362,7 +383,7 @@ def resume_path(args: argparse.Namespace) -> Path:
     """The last.pth to go on with: the file given, that of --exp, or the newest. Raises TrainingError."""
     runs = Path(args.runs)
     if args.resume != "newest":
-        path = Path(args.resume)
+        path = Path(args.resume).resolve()  # its folder names the run
         return path / "last.pth" if path.is_dir() else path
     if args.exp is not None:
         return runs / args.exp / "last.pth"
@@ -390,6 +411,62 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
     return train_set, val_set
 
 
+def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Preprocess) -> ExpressionNet:
+    """The network with its initial weights; a resumed run gets its own later. Raises ModelError or TrainingError.
+
+    Sets the default of --freeze_epochs, which depends on the weights.
+    """
+    stages = MODELS[args.model].stages
+    if args.freeze_epochs is not None and not any(stages):
+        raise TrainingError(f"--freeze_epochs: {args.model} has no stages to freeze – leave it out")
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, classes=len(labels), affect=args.affect, preprocess=preprocess, dropout=args.dropout)
+    if args.resume is None:
+        pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
+        print(f"weights: {pretrained}")
+        if args.freeze_epochs is None and args.weights != "none" and any(stages):
+            args.freeze_epochs = 3  # the report's default, for pretrained weights only
+    if args.unfreeze_all_at is not None and args.freeze_epochs is None:
+        raise TrainingError("--unfreeze_all_at: nothing is frozen here – give --freeze_epochs too, or leave it out")
+    return model
+
+
+def choose_folder(args: argparse.Namespace) -> Path:
+    """The run folder; without --exp a name that is not taken. Raises TrainingError for one that is."""
+    runs = Path(args.runs)
+    if args.exp is None:
+        args.exp = free_name(runs, f"{args.recipe}_seed{args.seed}")
+    elif args.resume is None and (runs / args.exp / "last.pth").exists():
+        raise TrainingError(f"{runs / args.exp} is there already – go on with --resume, or choose another --exp")
+    return runs / args.exp
+
+
+def start_epoch(args: argparse.Namespace, epoch: int, model: ExpressionNet, optimizer: torch.optim.Optimizer) -> float:
+    """Freeze and unfreeze, set the learning rate, which is returned, and the random numbers of this epoch.
+
+    They are a function of (seed, epoch), so that a resumed run equals an uninterrupted one.
+    """
+    frozen = frozen_in_epoch(
+        epoch,
+        stages=MODELS[args.model].stages,
+        freeze_epochs=args.freeze_epochs,
+        unfreeze_all_at=args.unfreeze_all_at,
+    )
+    if frozen != model.frozen:
+        model.freeze(frozen)
+        print(f"epoch {epoch}: {'frozen: ' + ', '.join(frozen) if frozen else 'the whole network trains'}")
+    lr = args.lr * learning_rate_factor(epoch, schedule=args.schedule, epochs=args.epochs, warmup_epochs=args.warmup_epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    torch.manual_seed(epoch_seed(args.seed, epoch))
+    return lr
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch's order of rows and dropout."""
+    return seed * 1_000_003 + epoch
+
+
 def train(args: argparse.Namespace, argv: list[str]) -> Path:
     """Train as `args` says; returns the run folder. Raises TrainingError, MetadataError or ModelError."""
     device = choose_device(args.device)
@@ -399,21 +476,12 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     preprocess = Preprocess(args.img_size, spec.channels, spec.mean, spec.std)
     train_set, val_set = prepare_data(args, preprocess)
 
-    torch.manual_seed(args.seed)
-    model = build_model(
-        args.model, classes=len(train_set.labels), affect=args.affect, preprocess=preprocess, dropout=args.dropout
-    )
-    if args.resume is None:
-        pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
-        print(f"weights: {pretrained}")
-        if args.freeze_epochs is None and args.weights != "none":
-            args.freeze_epochs = 3  # the report's default, for pretrained weights only
+    model = prepare_network(args, train_set.labels, preprocess).to(device)
+    if device.type != "mps":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     affect_rows = int((~train_set.y_reg.isnan()).any(dim=1).sum())
     if args.affect and affect_rows == 0:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
-    model.to(device)
-    if device.type != "mps":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     counts = class_counts(train_set.y_cls, len(train_set.labels))
     criterion = build_loss(
@@ -437,20 +505,18 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         device=device,
         sampler=RandomSampler(train_set, generator=order),
     )
-    val_loader = make_loader(val_set, batch_size=args.batch_size, workers=workers, device=device)
+    val_loader = make_loader(val_set, batch_size=BATCH_SIZE, workers=workers, device=device)
 
     progress = Progress(select=args.select, patience=args.patience)
     history: list[dict[str, float]] = []
     if args.resume is not None:
         history = restore(args.resume, model, optimizer, scaler, split_id=train_set.info["split_id"])
-        for line in history:
-            progress.update(line)
+        for past in history:
+            progress.update(past)
+        if progress.exhausted:
+            raise TrainingError(f"{args.resume} has stopped early – to go on all the same, add --patience 0")
         print(f"resumed after epoch {len(history)} from {args.resume}")
-    elif args.exp is None:
-        args.exp = free_name(Path(args.runs), f"{args.recipe}_seed{args.seed}")
-    elif (Path(args.runs) / args.exp / "last.pth").exists():
-        raise TrainingError(f"{args.runs}/{args.exp} is there already – go on with --resume, or choose another --exp")
-    folder = Path(args.runs) / args.exp
+    folder = choose_folder(args)
     record_run(folder, args, argv, device=device, precision=reason)
 
     from torch.utils.tensorboard import SummaryWriter
@@ -464,20 +530,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     with SummaryWriter(str(folder), purge_step=len(history) + 1) as board:
         for epoch in range(len(history) + 1, args.epochs + 1):
             start = time.monotonic()
-            frozen = frozen_in_epoch(
-                epoch, stages=spec.stages, freeze_epochs=args.freeze_epochs, unfreeze_all_at=args.unfreeze_all_at
-            )
-            if frozen != model.frozen:
-                model.freeze(frozen)
-                print(f"epoch {epoch}: {'frozen: ' + ', '.join(frozen) if frozen else 'the whole network trains'}")
-            lr = args.lr * learning_rate_factor(
-                epoch, schedule=args.schedule, epochs=args.epochs, warmup_epochs=args.warmup_epochs
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            # All random numbers are a function of (seed, epoch), so that a resumed run equals an uninterrupted one.
-            torch.manual_seed(args.seed * 1_000_003 + epoch)
-            order.manual_seed(args.seed * 1_000_003 + epoch)
+            lr = start_epoch(args, epoch, model, optimizer)
+            order.manual_seed(epoch_seed(args.seed, epoch))
             train_set.set_epoch(epoch)
             line: dict[str, float] = {"epoch": epoch, "lr": lr}
             line |= train_one_epoch(
@@ -496,7 +550,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             history.append(line)
             best = progress.update(line)
             for key, value in line.items():
-                board.add_scalar(key, value, epoch)
+                if math.isfinite(value):
+                    board.add_scalar(key, value, epoch)
             contents = description | {"epoch": epoch, "state_dict": model.state_dict(), "metrics": line}
             if best:
                 save_checkpoint(folder / "best.pth", contents)
@@ -526,9 +581,13 @@ def restore(
     contents = read_checkpoint(path)
     if contents["split_id"] != split_id:
         raise TrainingError(f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id}")
-    model.load_state_dict(contents["state_dict"])
-    optimizer.load_state_dict(contents["optimizer"])
-    scaler.load_state_dict(contents["scaler"])
+    try:
+        model.load_state_dict(contents["state_dict"])
+        optimizer.load_state_dict(contents["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"{path} does not fit these settings – leave out what was not given to the run") from error
+    if contents["scaler"]:  # empty where the run was not in float16 so far
+        scaler.load_state_dict(contents["scaler"])
     return contents["history"]
 
 
@@ -542,11 +601,16 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(vars(args), indent=2))
             return 0
         folder = train(args, argv)
-    except (TrainingError, MetadataError, ModelError) as error:
+    except (TrainingError, MetadataError, ModelError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print("train.py: out of memory – give a smaller --batch_size or --img_size", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted – every whole epoch is kept; go on with: python train.py --resume", file=sys.stderr)
+        last = Path(args.runs) / str(args.exp) / "last.pth"
+        advice = f"go on with: python train.py --resume {last}" if last.is_file() else "no epoch was finished: start again"
+        print(f"\ntrain.py: interrupted – {advice}", file=sys.stderr)
         return 130
     print(f"score it: python evaluate.py {folder / 'best.pth'}")
     return 0

@@ -1,12 +1,15 @@
 """How fast metadata_parallel.py is against the plain way, and how its memory grows with the number of faces.
 
-    python tests/bench_metadata.py              30,000 faces with four npy files each; about two minutes
+    python tests/bench_metadata.py              30,000 faces with four npy files each; one to six minutes, by the disk
     python tests/bench_metadata.py --rows 2000  a quick look; fixed costs weigh more, so the targets are not judged
 
 The plain way is what such scripts usually do: a pool of 8 threads, os.path.exists, np.load per file, a dict per row, then
 a DataFrame, a stratified split and three parquet files. Both read the same files, just written and so in the system's
-cache, in turns; the median of the rounds counts. Memory is the peak of a fresh process (and of the largest worker it
-starts) at --rows and at four times as many. Status 1 where a target is missed: 8 times the rows a second, 600 bytes a row.
+cache, in turns; the median of the rounds counts. It needs two idle cores: with one, the threads of the plain way do not
+contend for the interpreter and cost less. Memory is the peak of a fresh process and of the largest of its two workers, at
+--rows and at four times as many. Status 1 where a target is missed: 8 times the rows a second, 600 bytes a row.
+
+Files go to the system's folder for temporary ones; TMPDIR=/dev/shm keeps them off a slow disk.
 """
 
 import argparse
@@ -41,7 +44,7 @@ KINDS = ("exp", "val", "aro", "lnd")
 PEAK_SCRIPT = """
 import resource, sys
 import metadata_parallel
-status = metadata_parallel.main(["--data", sys.argv[1], "--out", sys.argv[2]])
+status = metadata_parallel.main(["--data", sys.argv[1], "--out", sys.argv[2], "--workers", "2"])
 unit = 1 if sys.platform == "darwin" else 1024
 print(status, *(unit * resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 """

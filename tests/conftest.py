@@ -49,6 +49,8 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short_training(drawn: Path, runs: Path) -> list[str]:
     """Arguments of a training of a few seconds: the demo's network on 24 px pictures, in float32 on the CPU."""
-    flags = "--recipe demo --epochs 3 --img_size 24 --batch_size 32 --device cpu --no-amp --workers 0 --seed 3".split()
+    flags = ["--recipe", "demo", "--epochs", "3", "--img_size", "24", "--batch_size", "32", "--seed", "3"]
+    flags += ["--warmup_epochs", "0", "--reg_weight", "0.5", "--dropout", "0.3", "--select", "accuracy"]
+    flags += ["--device", "cpu", "--no-amp", "--workers", "0"]
     metadata = ["--train_meta", str(drawn / "metadata_train.parquet"), "--val_meta", str(drawn / "metadata_val.parquet")]
     return [*flags, *metadata, "--runs", str(runs)]

@@ -1,0 +1,353 @@
+"""Scoring: the files and their keys, ensembles, what is refused, and what is taken where nothing is said."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import evaluate
+import metrics
+from evaluate import Predictions, average, run_inference, score, to_json
+from faces import Preprocess, read_image
+from fer_transform import FERDataset, make_loader
+from labels import LABEL_SETS, LabelSet
+from models import build_model, describe, load_checkpoint, save_checkpoint
+
+CPU = torch.device("cpu")
+EIGHT = LABEL_SETS["affectnet8"]
+
+
+def write_checkpoint(path: Path, *, labels: LabelSet, split_id: str, affect: bool = True, seed: int = 0) -> Path:
+    """An untrained light CNN for pictures of 16 px."""
+    torch.manual_seed(seed)
+    preprocess = Preprocess(16, 1, (0.5,), (0.5,))
+    model = build_model("lightcnn", classes=len(labels), affect=affect, preprocess=preprocess)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)  # so that the classes are not all equally probable
+    contents = describe("lightcnn", labels=labels, preprocess=preprocess, affect=affect)
+    contents |= {"split_id": split_id, "epoch": 1, "affect_rows": 100 * affect}
+    save_checkpoint(path, contents | {"state_dict": model.state_dict()})
+    return path
+
+
+def split_id_of(folder: Path) -> str:
+    return FERDataset(folder / "metadata_val.parquet").info["split_id"]
+
+
+def metrics_of(folder: Path, name: str = "metrics.json") -> dict[str, Any]:
+    """A JSON file of scores; NaN and Infinity are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((folder / name).read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *flags: str | Path) -> str:
+    """The one line with which a scoring is refused."""
+    capsys.readouterr()
+    assert evaluate.main([str(flag) for flag in flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("evaluate.py: ") and captured.err.count("\n") == 1 and captured.out == ""
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the trained run with the scores of its validation split."""
+    run = tmp_path_factory.mktemp("scored") / "short"
+    shutil.copytree(trained, run)
+    assert evaluate.main([str(run / "best.pth"), "--meta", str(drawn / "metadata_val.parquet")]) == 0
+    return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the confusion matrix, which takes longer than the scoring, where a test is about something else."""
+    monkeypatch.setattr(evaluate, "plot_confusion_matrix", lambda *_, **__: None)
+
+
+# Inference
+
+
+def test_inference_is_in_row_order_and_eval_mode(trained: Path, drawn: Path) -> None:
+    checkpoint = load_checkpoint(trained / "best.pth")
+    dataset = FERDataset(drawn / "metadata_val.parquet", preprocess=checkpoint.preprocess)
+    checkpoint.model.train()
+    before = {key: value.clone() for key, value in checkpoint.model.state_dict().items()}
+    predictions = run_inference(checkpoint.model, make_loader(dataset, batch_size=5, workers=0, device=CPU), device=CPU)
+    assert not checkpoint.model.training
+    assert all(torch.equal(value, before[key]) for key, value in checkpoint.model.state_dict().items())
+    assert predictions.y_true.tolist() == dataset.y_cls.tolist()
+    np.testing.assert_array_equal(predictions.affect_true, dataset.y_reg.numpy())
+    for row in range(0, len(dataset), 4):
+        with torch.no_grad():
+            output = checkpoint.model(dataset[row][0][None])
+        np.testing.assert_allclose(predictions.logits[row], output.logits[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(predictions.affect_pred[row], output.affect[0].numpy(), atol=1e-5)  # type: ignore[index]
+    shares = np.exp(predictions.logits.astype(np.float64))
+    np.testing.assert_allclose(predictions.probabilities, shares / shares.sum(axis=1, keepdims=True), atol=1e-12)
+    assert predictions.probabilities.dtype == np.float64
+    assert predictions.y_pred.tolist() == predictions.logits.argmax(axis=1).tolist()
+
+
+def predictions_of(probabilities: list[list[float]], affect: list[list[float]] | None) -> Predictions:
+    values = np.array(probabilities)
+    known = np.array([[0.5, 0.5], [math.nan, 0.0]])
+    return Predictions(
+        np.array([0, 1]),
+        values,
+        np.log(values + 1e-9).astype(np.float32),
+        known,
+        None if affect is None else np.array(affect),
+    )
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities() -> None:
+    first = predictions_of([[0.6, 0.3, 0.1], [0.6, 0.4, 0.0001]], [[0.2, 0.0], [1.0, -1.0]])
+    second = predictions_of([[0.1, 0.8, 0.1], [0.5, 0.3, 0.2]], [[0.4, 0.5], [0.0, 0.0]])
+    third = predictions_of([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]], [[0.6, 0.1], [0.5, -0.5]])
+    joined = average([first, second, third])
+    np.testing.assert_allclose(joined.probabilities, [[0.4, 0.5, 0.1], [0.4, 0.3, 0.9001 / 3]])
+    assert joined.y_pred.tolist() == [1, 0]  # two of three would have said 0 in the first row
+    np.testing.assert_allclose(joined.affect_pred, [[0.4, 0.2], [0.5, -0.5]])  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.exp(joined.logits), joined.probabilities, rtol=1e-6)
+    without = average([first, predictions_of([[0.2, 0.2, 0.6]] * 2, None)])
+    assert without.affect_pred is None
+
+
+def test_scores_of_hand_made_predictions() -> None:
+    scores, reasons = score(predictions_of([[0.6, 0.3, 0.1], [0.6, 0.4, 0.0]], [[0.2, 0.0], [1.0, -1.0]]), ("a", "b", "c"))
+    assert scores["accuracy"] == 0.5 and scores["recall_a"] == 1 and scores["recall_b"] == 0
+    assert scores["valence_rmse"] == pytest.approx(0.3) and scores["valence_rows"] == 1
+    assert scores["arousal_rmse"] == pytest.approx(math.sqrt((0.25 + 1) / 2))
+    assert math.isnan(scores["recall_c"]) and reasons["recall_c"] == "no rows of c"
+    assert 0 < scores["accuracy_low"] < 0.5 < scores["accuracy_high"] < 1
+    assert scores["baseline_accuracy_majority"] == 0.5
+    no_head, reasons = score(predictions_of([[0.6, 0.3, 0.1], [0.6, 0.4, 0.0]], None), ("a", "b", "c"))
+    assert math.isnan(no_head["valence_rmse"]) and math.isnan(no_head["arousal_ccc"])
+    assert reasons["arousal_ccc"] == "the network was not trained on valence and arousal"
+
+
+def test_undefined_is_null_with_a_reason() -> None:
+    text = to_json(
+        {"rows": 3, "kappa": math.nan, "loss": math.inf, "f1": 0.5, "auc": 0.7}, {"kappa": "why", "auc": "in part"}
+    )
+    assert json.loads(text) == {
+        "rows": 3, "kappa": None, "kappa_reason": "why", "loss": None, "loss_reason": "undefined on these rows", "f1": 0.5,
+        "auc": 0.7, "auc_reason": "in part",
+    }  # fmt: skip
+
+
+# Files
+
+
+def test_keys_of_metrics_json(scored: Path, drawn: Path) -> None:
+    values = metrics_of(scored)
+    assert values == metrics_of(scored, "metrics_val.json")
+    expected = ["exp", "model", "split", "rows", "accuracy", "balanced_accuracy", "macro_f1"]
+    expected += [f"{kind}_{name}" for kind in ("f1", "precision", "recall") for name in EIGHT.names]
+    expected += ["cohen_kappa", "roc_auc_macro", "pr_auc_macro", "krippendorff_alpha"]
+    expected += [
+        f"{target}_{kind}" for target in ("valence", "arousal") for kind in ("rmse", "mae", "pearson", "sagr", "ccc")
+    ]
+    assert [key for key in values if key in expected] == expected
+    assert (values["exp"], values["model"], values["split"], values["rows"]) == ("short", "lightcnn", "val", 23)
+    assert values["split_id"] == split_id_of(drawn) and values["label_set"] == "affectnet8"
+    assert all(isinstance(value, str | int | float) or value is None for value in values.values())  # flat
+    undefined = [key for key, value in values.items() if value is None]
+    assert undefined  # a network of three epochs never predicts some class
+    assert all(isinstance(values[f"{key}_reason"], str) and values[f"{key}_reason"] for key in undefined)
+    assert "never predicted" in values[f"{next(key for key in undefined if key.startswith('precision'))}_reason"]
+
+
+def test_predictions_say_the_same_as_the_metrics(scored: Path, drawn: Path) -> None:
+    table = pd.read_parquet(scored / "predictions.parquet")
+    values = metrics_of(scored)
+    dataset = FERDataset(drawn / "metadata_val.parquet")
+    assert table["path"].tolist() == dataset.paths
+    assert table["label"].tolist() == dataset.rows["label"].tolist()
+    probabilities = table[[f"p_{name}" for name in EIGHT.names]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
+    assert table["predicted"].tolist() == [EIGHT.names[index] for index in probabilities.argmax(axis=1)]
+    assert (table["predicted"] == table["label"]).mean() == values["accuracy"]
+    for target in ("valence", "arousal"):
+        error = table[f"{target}_predicted"].to_numpy(np.float64) - table[target].to_numpy(np.float64)
+        assert math.sqrt(np.square(error).mean()) == pytest.approx(values[f"{target}_rmse"], rel=1e-6)
+
+
+def test_text_report(scored: Path) -> None:
+    values = metrics_of(scored)
+    text = (scored / "classification_report.txt").read_text(encoding="utf-8")
+    assert text.startswith("short: lightcnn on the val split, 23 rows")
+    for name in EIGHT.names:
+        (row,) = [line.split() for line in text.splitlines() if line.startswith(name)]
+        assert row[2:4] == [f"{values[f'{kind}_{name}']:.3f}" for kind in ("recall", "f1")]
+    assert sum(int(line.split()[-1]) for line in text.splitlines() if line.startswith(EIGHT.names)) == 23
+    assert f"accuracy {values['accuracy']:.4f} (95% interval" in text
+    table = pd.read_parquet(scored / "predictions.parquet")
+    counts = metrics.confusion_counts(
+        [EIGHT.index(name) for name in table["label"]], [EIGHT.index(name) for name in table["predicted"]], 8
+    )
+    true, taken, number, share = metrics.commonest_confusions(counts, EIGHT.names)[0]
+    assert f"{share:.0%} of {true} taken for {taken} ({number} rows)" in text
+
+
+def test_pictures(scored: Path) -> None:
+    picture = read_image(scored / "confusion_matrix.png")
+    assert picture.shape[1] > 1.5 * picture.shape[0] > 700  # two matrices side by side
+    left, right = np.split(picture, [picture.shape[1] // 2], axis=1)
+    assert left.std() > 20 and right.std() > 20
+    assert (scored / "ConfusionMatrix_lightcnn.png").read_bytes() == (scored / "confusion_matrix.png").read_bytes()
+    assert not list(scored.glob("*.tmp"))
+
+
+def test_confusion_matrix_shows_both_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import seaborn
+
+    drawn_matrices = []
+    heatmap = seaborn.heatmap
+
+    def watched(values: np.ndarray, **options: Any) -> Any:
+        drawn_matrices.append(values)
+        return heatmap(values, **options)
+
+    monkeypatch.setattr(seaborn, "heatmap", watched)
+    counts = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
+    evaluate.plot_confusion_matrix(counts, ("a", "b", "c"), title="t", paths=[tmp_path / "m.png"])
+    np.testing.assert_array_equal(drawn_matrices[0], counts)
+    np.testing.assert_allclose(drawn_matrices[1], [[0.75, 0.25, 0], [0, 0.5, 0.5], [math.nan] * 3])
+
+
+# Several checkpoints
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_ensemble_of_checkpoints(drawn: Path, tmp_path: Path) -> None:
+    split_id = split_id_of(drawn)
+    paths = [
+        write_checkpoint(tmp_path / f"{n}.pth", labels=EIGHT, split_id=split_id, affect=n != 2, seed=n) for n in range(3)
+    ]
+    tables = []
+    for name, members in (("a", paths[:1]), ("b", paths[1:2]), ("ab", paths[:2]), ("abc", paths)):
+        flags = [*map(str, members), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / name)]
+        assert evaluate.main(flags) == 0
+        tables.append(pd.read_parquet(tmp_path / name / "predictions.parquet"))
+    columns = [f"p_{name}" for name in EIGHT.names] + ["valence_predicted", "arousal_predicted"]
+    first, second, joined = (table[columns].to_numpy(np.float64) for table in tables[:3])
+    assert np.abs(first - second).max() > 0.05
+    np.testing.assert_allclose(joined, (first + second) / 2, atol=1e-6)
+    assert "valence_predicted" not in tables[3] and metrics_of(tmp_path / "abc")["valence_rmse"] is None
+    values = metrics_of(tmp_path / "ab")
+    assert values["members"] == 2 and values["model"] == "lightcnn" and values["exp"] == "ab"
+    assert values["accuracy"] == (tables[2]["label"] == tables[2]["predicted"]).mean()
+
+
+def test_an_ensemble_needs_one_order_of_labels(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split_id = split_id_of(drawn)
+    first = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id)
+    second = write_checkpoint(tmp_path / "b.pth", labels=LABEL_SETS["ferplus8"], split_id=split_id)
+    error = error_of(capsys, first, second, "--meta", drawn / "metadata_val.parquet")
+    assert str(first) in error and str(second) in error and "has labels" in error
+
+
+# What does not belong together
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_split_is_refused(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id="0123456789abcdef")
+    meta = pixels / "metadata_test.parquet"
+    error = error_of(capsys, path, "--meta", meta, "--out", tmp_path / "out")
+    assert "0123456789abcdef" in error and split_id_of(pixels) in error and "--cross_dataset" in error
+    assert not (tmp_path / "out").exists()
+    assert evaluate.main([str(path), "--meta", str(meta), "--out", str(tmp_path / "out"), "--cross-dataset"]) == 0
+    values = metrics_of(tmp_path / "out", "metrics_test.json")
+    assert values["split"] == "test" and values["split_id"] == split_id_of(pixels)
+    assert values["valence_rmse"] is None and values["valence_rmse_reason"] == "no rows with valence labels"  # a head, but no labels
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_labels_that_the_network_does_not_know(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(drawn))
+    meta = drawn / "metadata_val.parquet"
+    error = error_of(capsys, path, "--meta", meta, "--out", tmp_path / "out")
+    assert "also has contempt" in error and "--cross_dataset" in error and "fer7" in error
+    assert evaluate.main([str(path), "--meta", str(meta), "--out", str(tmp_path / "out"), "--cross_dataset"]) == 0
+    assert "left out: 1 rows" in capsys.readouterr().out
+    values = metrics_of(tmp_path / "out")
+    assert values["rows"] == 22 and values["rows_left_out"] == 1 and "f1_contempt" not in values
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_fewer_classes_by_merging_belong_together(pixels: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer4"], split_id=split_id_of(pixels))
+    flags = ["--meta", str(pixels / "metadata_val.parquet"), "--out", str(tmp_path / "out")]
+    assert evaluate.main([str(path), *flags]) == 0
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert set(table["label"]) == {"angry", "sad", "happy", "neutral"} and metrics_of(tmp_path / "out")["rows_left_out"] == 0
+
+
+def test_other_errors(drawn: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    meta = drawn / "metadata_val.parquet"
+    assert "no.pth not found" in error_of(capsys, tmp_path / "no.pth", "--meta", meta)
+    (tmp_path / "text.pth").write_text("text")
+    assert "text.pth is not a checkpoint" in error_of(capsys, tmp_path / "text.pth", "--meta", meta)
+    assert "no.parquet not found" in error_of(capsys, trained, "--meta", tmp_path / "no.parquet")
+    assert "--batch_size" in error_of(capsys, trained, "--meta", meta, "--batch_size", "0")
+    assert "device tpu" in error_of(capsys, trained, "--meta", meta, "--device", "tpu")
+    missing = error_of(capsys, trained, "--meta", meta, "--data_root", tmp_path, "--out", tmp_path / "out")
+    assert ".jpg: missing" in missing and "--data_root" in missing
+    assert "File exists" in error_of(capsys, trained, "--meta", meta, "--out", tmp_path / "text.pth")
+
+
+# Defaults
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_newest_run_and_test_split_by_default(
+    pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no run in runs" in error_of(capsys)
+    for name in ("metadata_val.parquet", "metadata_images.npy"):
+        shutil.copy(pixels / name, tmp_path)
+    for age_s, name in enumerate(("new", "old", "older")):
+        path = write_checkpoint(Path("runs") / name / "best.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
+        os.utime(path, (1_000_000 - age_s, 1_000_000 - age_s))
+    assert evaluate.main(["--data_root", "."]) == 0  # no test split here
+    assert sorted(path.name for path in Path("runs").glob("*/metrics_*.json")) == ["metrics_val.json"]
+    shutil.copy(pixels / "metadata_test.parquet", tmp_path)
+    assert evaluate.main(["--data_root", "."]) == 0
+    assert {path.name for path in Path("runs/new").glob("metrics*.json")} == {
+        "metrics.json", "metrics_val.json", "metrics_test.json",
+    }  # fmt: skip
+    assert metrics_of(Path("runs/new"))["split"] == "test"  # the split scored last
+    assert evaluate.main(["--data_root", ".", "--split", "val"]) == 0
+    assert metrics_of(Path("runs/new"))["split"] == "val"
+    assert not list(Path("runs/old").glob("*.json"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_folder_stands_for_its_best_checkpoint(scored: Path, drawn: Path, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    shutil.copytree(scored, run)
+    (run / "metrics.json").unlink()
+    assert evaluate.main([str(run), "--meta", str(drawn / "metadata_val.parquet")]) == 0
+    assert metrics_of(run) == metrics_of(scored) | {"exp": "again"}
+
+
+def test_where_results_go() -> None:
+    assert evaluate.output_folder([Path("runs/a/best.pth")], None, cross_dataset=False) == Path("runs/a")
+    assert evaluate.output_folder([Path("weights/lightcnn.pth")], None, cross_dataset=False) == Path("runs/lightcnn")
+    assert evaluate.output_folder([Path("a.pth"), Path("b.pth")], None, cross_dataset=False) == Path("runs/ensemble")
+    assert evaluate.output_folder([Path("a.pth")], Path("x"), cross_dataset=True) == Path("x")
+    with pytest.raises(evaluate.EvaluationError, match="--out"):
+        evaluate.output_folder([Path("runs/a/best.pth")], None, cross_dataset=True)

@@ -1,0 +1,445 @@
+"""Networks, freezing, checkpoints, weights from elsewhere, and the choice of device and precision."""
+
+import pickle
+import urllib.error
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from faces import Preprocess
+from labels import LABEL_SETS
+from models import MODELS, ModelError, build_model, load_backbone, load_checkpoint, load_pretrained, save_checkpoint
+
+GREY_48 = Preprocess(48, 1, (0.5,), (0.5,))
+GREY_16 = Preprocess(16, 1, (0.5,), (0.5,))
+COLOUR_32 = Preprocess(32, 3, models.IMAGENET_MEAN, models.IMAGENET_STD)
+FER7 = LABEL_SETS["fer7"]
+
+
+def light(*, affect: bool = True, preprocess: Preprocess = GREY_16, seed: int = 0) -> models.ExpressionNet:
+    """A light CNN for FER2013's classes with fixed weights, whose BatchNorm has seen data."""
+    torch.manual_seed(seed)
+    model = build_model("lightcnn", classes=7, affect=affect, preprocess=preprocess)
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(8, preprocess.channels, preprocess.size_px, preprocess.size_px))
+    return model.eval()
+
+
+def contents_of(model: models.ExpressionNet, preprocess: Preprocess = GREY_16, **more: Any) -> dict[str, Any]:
+    """What `train.py` would store of a light CNN."""
+    description = models.describe("lightcnn", labels=FER7, preprocess=preprocess, affect=model.regressor is not None)
+    return description | {"state_dict": model.state_dict(), "epoch": 3, "metrics": {"accuracy": 0.5}} | more
+
+
+def parameters_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Networks
+
+
+@pytest.mark.parametrize("affect", [True, False])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_network_gives_logits_and_affect(name: str, affect: bool) -> None:
+    spec = MODELS[name]
+    preprocess = Preprocess(32, spec.channels, spec.mean, spec.std)
+    model = build_model(name, classes=8, affect=affect, preprocess=preprocess).eval()
+    with torch.no_grad():
+        output = model(torch.randn(2, spec.channels, 32, 32))
+    assert output.logits.shape == (2, 8)
+    assert (output.affect.shape == (2, 2)) if affect else (output.affect is None)
+    assert model.dropout.p == (0.0 if name == "lightcnn" else 0.7)
+
+
+def test_parameters_of_the_light_cnn() -> None:
+    convolutions = 9 * (1 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
+    batch_norms = 2 * (32 + 32 + 64 + 64 + 128 + 128)
+    dense = (128 * 6 * 6 + 1) * 256 + (256 + 1) * 128
+    heads = (128 + 1) * (7 + 2)
+    assert parameters_of(build_model("lightcnn", classes=7, affect=True, preprocess=GREY_48)) == (
+        convolutions + batch_norms + dense + heads
+    )
+    assert parameters_of(build_model("lightcnn", classes=7, affect=False, preprocess=GREY_48)) == (
+        convolutions + batch_norms + dense + (128 + 1) * 7
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
+)
+def test_parameters_of_the_resnets(name: str, published: int) -> None:
+    """torchvision publishes the number with a head for 1,000 classes."""
+    features = 2048 if name == "resnet50" else 512
+    model = build_model(name, classes=8, affect=True, preprocess=COLOUR_32)
+    assert parameters_of(model) == published - (features + 1) * 1000 + (features + 1) * (8 + 2)
+
+
+def test_light_cnn_is_the_documents() -> None:
+    layers = list(build_model("lightcnn", classes=7, affect=False, preprocess=GREY_48).backbone.children())
+    kinds = [type(layer).__name__ for layer in layers]
+    block = ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
+    assert kinds == block * 3 + ["Flatten", "Linear", "ReLU", "Dropout", "Linear"]
+    assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, nn.Linear)] == [
+        (4608, 256),
+        (256, 128),
+    ]
+    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.3]
+
+
+def test_grey_resnet_and_dropout() -> None:
+    model = build_model("resnet18", classes=7, affect=True, preprocess=Preprocess(32, 1, (0.5,), (0.5,)), dropout=0.25)
+    assert model.dropout.p == 0.25
+    assert model.eval()(torch.randn(2, 1, 32, 32)).logits.shape == (2, 7)
+
+
+def test_unknown_network() -> None:
+    with pytest.raises(KeyError):
+        build_model("vgg", classes=7, affect=True, preprocess=GREY_48)
+
+
+# Freezing
+
+
+def test_freeze_decides_what_requires_a_gradient() -> None:
+    model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    model.freeze(MODELS["resnet18"].stages[0])
+    trained = {
+        name.split(".")[1] if name.startswith("backbone") else name.split(".")[0]
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert trained == {"layer4", "classifier", "regressor"}
+    model.freeze(MODELS["resnet18"].stages[1])
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1", "layer2"}
+    model.freeze(())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_freeze_refuses_what_is_not_there() -> None:
+    with pytest.raises(KeyError):
+        light().freeze(["layer1"])
+
+
+def test_frozen_batch_norm_stays_still_in_training() -> None:
+    torch.manual_seed(1)
+    model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    model.train()
+    model.freeze(("conv1", "bn1", "layer1"))
+    for mode in (True, False, True):  # what a loop of training and validation does
+        model.train(mode)
+    assert model.training and model.backbone.layer4.training  # type: ignore[union-attr]
+    assert not model.backbone.bn1.training and not model.backbone.layer1[0].bn2.training  # type: ignore[union-attr,index]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    for _ in range(2):
+        output = model(torch.randn(4, 3, 32, 32))
+        optimizer.zero_grad()
+        (output.logits.square().mean() + output.affect.square().mean()).backward()
+        optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    still = {key for key in before if key.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))}
+    assert len(still) == 1 + 5 + 2 * 2 * 6
+    assert moved == set(before) - still  # weight decay does not move the frozen ones either
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("affect", [True, False])
+def test_checkpoint_round_trip(tmp_path: Path, affect: bool) -> None:
+    model = light(affect=affect)
+    save_checkpoint(tmp_path / "new" / "best.pth", contents_of(model, exp="a", split_id="0123"))
+    checkpoint = load_checkpoint(tmp_path / "new" / "best.pth")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["best.pth"]  # no temporary file is left
+    images = torch.randn(5, 1, 16, 16)
+    with torch.no_grad():
+        expected, found = model(images), checkpoint.model(images)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.affect, expected.affect) if affect else found.affect is None
+    assert checkpoint.labels is FER7 and checkpoint.preprocess == GREY_16
+    assert not checkpoint.model.training
+    assert checkpoint.info["model"] == "lightcnn" and checkpoint.info["label_set"] == "fer7"
+    assert (checkpoint.info["exp"], checkpoint.info["split_id"], checkpoint.info["epoch"]) == ("a", "0123", 3)
+    assert checkpoint.info["versions"]["torch"] == str(torch.__version__)
+    assert "state_dict" not in checkpoint.info
+
+
+def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+    model = light()
+    contents = contents_of(model)
+    save_checkpoint(tmp_path / "full.pth", contents)
+    save_checkpoint(tmp_path / "half.pth", contents, half=True)
+    assert contents["state_dict"]["classifier.weight"].dtype == torch.float32  # the caller's weights are left alone
+    sizes = [(tmp_path / name).stat().st_size for name in ("half.pth", "full.pth")]
+    assert 0.45 < sizes[0] / sizes[1] < 0.6
+    found = load_checkpoint(tmp_path / "half.pth").model
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    images = torch.randn(64, 1, 16, 16)
+    with torch.no_grad():
+        difference = (found(images).logits - model(images).logits).abs().max().item()
+    assert 0 < difference < 5e-3
+
+
+def test_a_custom_label_set_keeps_its_names(tmp_path: Path) -> None:
+    contents = contents_of(light()) | {"labels": [*FER7.names[1:], "angry"]}
+    save_checkpoint(tmp_path / "custom.pth", contents)
+    assert load_checkpoint(tmp_path / "custom.pth").labels == models.LabelSet("custom", (*FER7.names[1:], "angry"))
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, contents_of(light()))
+    before = path.read_bytes()
+
+    def half_written(contents: Any, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, contents_of(light(seed=1)))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def refused(path: Path) -> str:
+    """The line with which a file is refused."""
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+class Dangerous:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.target, "executed")
+
+
+def test_pickled_objects_are_never_executed(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    torch.save({"state_dict": Dangerous(witness)}, tmp_path / "torch.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Dangerous(witness), protocol=2))
+    torch.save(light(), tmp_path / "module.pth")
+    for name in ("torch.pth", "plain.pth", "module.pth"):
+        assert "not a checkpoint that can be read safely" in refused(tmp_path / name)
+    assert not witness.exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    assert "train a network first" in refused(tmp_path / "missing.pth")
+    (tmp_path / "text.pth").write_text("accuracy 0.9\n" * 100)
+    assert "safely" in refused(tmp_path / "text.pth")
+    (tmp_path / "empty.pth").touch()
+    assert "safely" in refused(tmp_path / "empty.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "holds a list" in refused(tmp_path / "list.pth")
+    torch.save(light().state_dict(), tmp_path / "bare.pth")
+    assert "lacks format, labels, model, model_args, preprocess, state_dict" in refused(tmp_path / "bare.pth")
+    whole = tmp_path / "whole.pth"
+    save_checkpoint(whole, contents_of(light()))
+    (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:5000])
+    assert "safely" in refused(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 99}, "format 99, this program reads 1"),
+        ({"model": "vgg"}, "'vgg', which is none of lightcnn"),
+        ({"model": "resnet18", "preprocess": COLOUR_32.to_dict()}, "do not fit the network resnet18"),
+        ({"labels": ["happy", "sad"]}, "do not fit the network lightcnn"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    save_checkpoint(tmp_path / "odd.pth", contents_of(light()) | change)
+    assert words in refused(tmp_path / "odd.pth")
+
+
+# Weights from elsewhere
+
+
+LAYOUTS = {
+    "bare": lambda state: state,
+    "module": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "backbone": lambda state: {f"backbone.{key}": value for key, value in state.items()},
+    "module and backbone": lambda state: {f"module.backbone.{key}": value for key, value in state.items()},
+    "state_dict": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+    "model": lambda state: {"model": state},
+    "ordered": lambda state: OrderedDict(state),
+    "half": lambda state: {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backbone_weights_in_every_key_layout(layout: str) -> None:
+    state = light(seed=1).backbone.state_dict() | {"fc.weight": torch.zeros(1000, 128), "fc.bias": torch.zeros(1000)}
+    model = light(seed=2)
+    head = model.classifier.weight.clone()
+    words = load_backbone(model, LAYOUTS[layout](state), origin="file.pth")
+    needed = 6 * (1 + 4) + 4  # a weight and four BatchNorm tensors a convolution, two dense layers
+    assert words == f"file.pth: {needed} of {needed} backbone tensors loaded"
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if layout == "half" else {"rtol": 0, "atol": 0}
+    for key, value in model.backbone.state_dict().items():
+        torch.testing.assert_close(value, state[key], **tolerance)
+    assert torch.equal(model.classifier.weight, head)
+
+
+def test_our_own_checkpoint_serves_as_weights() -> None:
+    other = light(seed=1)
+    model = light(seed=2)
+    load_backbone(model, contents_of(other), origin="best.pth")
+    assert all(torch.equal(value, other.backbone.state_dict()[key]) for key, value in model.backbone.state_dict().items())
+
+
+def test_backbone_weights_of_another_network_are_refused() -> None:
+    state = light(seed=1).backbone.state_dict()
+    model = light(seed=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    dropped = [key for key in state if key.startswith("0.") or "running" in key][:4]  # 30 of 34 is below 90%
+    with pytest.raises(ModelError, match=r"file\.pth: only 30 of 34 tensors fit this network .*--weights none"):
+        load_backbone(model, {key: value for key, value in state.items() if key not in dropped}, origin="file.pth")
+    with pytest.raises(ModelError, match="only 0 of 34"):
+        load_backbone(model, {"a": torch.zeros(1)}, origin="file.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_missing_and_misshapen_tensors_are_named() -> None:
+    state = light(seed=1).backbone.state_dict()
+    state["0.weight"] = torch.zeros(32, 3, 3, 3)
+    del state["25.bias"]
+    words = load_backbone(light(), state, origin="file.pth")
+    assert words == "file.pth: 32 of 34 backbone tensors loaded; not found: 0.weight, 25.bias"
+
+
+def test_vggface2_file_is_taken_where_it_is(tmp_path: Path) -> None:
+    state = light(seed=1).backbone.state_dict()
+    torch.save({"state_dict": state}, tmp_path / "vggface2.pth")
+    for weights in ("auto", "vggface2"):
+        model = light(seed=2)
+        words = load_pretrained(model, name="lightcnn", weights=weights, vggface2_ckpt=str(tmp_path / "vggface2.pth"))
+        assert "34 of 34" in words and "vggface2.pth" in words
+        assert torch.equal(model.backbone.state_dict()["0.weight"], state["0.weight"])
+
+
+def test_none_changes_nothing(tmp_path: Path) -> None:
+    model = light(seed=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    words = load_pretrained(model, name="lightcnn", weights="none", vggface2_ckpt=str(tmp_path / "no.pth"))
+    assert words == "random initialisation"
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_missing_vggface2_file_names_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no\.pth not found .*--vggface2_ckpt FILE, or --weights imagenet or none"):
+        load_pretrained(light(), name="lightcnn", weights="vggface2", vggface2_ckpt=str(tmp_path / "no.pth"))
+
+
+@pytest.mark.parametrize("weights", ["auto", "imagenet"])
+@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), RuntimeError("invalid hash value")])
+def test_offline_imagenet_names_weights_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, weights: str
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights from an earlier download
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    with pytest.raises(ModelError) as caught:
+        load_pretrained(model, name="resnet18", weights=weights, vggface2_ckpt=str(tmp_path / "no.pth"))
+    assert "--weights none" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_imagenet_weights_are_loaded_without_their_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(4)
+    published = resnet18(weights=None).state_dict()
+    asked = []
+
+    def cached(url: str, **_: Any) -> dict[str, Any]:
+        asked.append(url)
+        return published
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", cached)
+    model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    words = load_pretrained(model, name="resnet18", weights="imagenet", vggface2_ckpt="no.pth")
+    assert words == "ResNet18_Weights.IMAGENET1K_V1: 100 of 100 backbone tensors loaded"  # 20 × (1 + 4)
+    assert asked[0].startswith("https://download.pytorch.org/models/resnet18-")
+    assert torch.equal(model.backbone.state_dict()["layer3.0.conv1.weight"], published["layer3.0.conv1.weight"])
+
+
+def test_light_cnn_has_no_imagenet_weights() -> None:
+    with pytest.raises(ModelError, match="no ImageNet weights for lightcnn – use --weights none"):
+        load_pretrained(light(), name="lightcnn", weights="imagenet", vggface2_ckpt="no.pth")
+
+
+# Device and precision
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False) -> None:
+    """A machine with so many CUDA devices, with or without MPS."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda=2, mps=True)
+    assert [str(models.choose_device(name)) for name in ("auto", "cpu", "cuda:1", "mps")] == ["cuda", "cpu", "cuda:1", "mps"]
+    pretend(monkeypatch, mps=True)
+    assert str(models.choose_device()) == "mps"
+    pretend(monkeypatch)
+    assert str(models.choose_device()) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:2", "cuda:x", "cuda:", "mps", "tpu", "", "cpu:y"])
+def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pretend(monkeypatch, cuda=2 if ":" in name else 0)
+    with pytest.raises(ModelError, match=f"device {name} is not available here – use --device auto"):
+        models.choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "amp", "bfloat16", "dtype", "words"),
+    [
+        ("cuda", None, True, torch.bfloat16, "bfloat16, which this GPU"),
+        ("cuda", None, False, torch.float16, "float16 with loss scaling"),
+        ("cuda", True, False, torch.float16, "float16 with loss scaling"),
+        ("cuda", False, True, torch.float32, "as asked (--no-amp)"),
+        ("cpu", None, True, torch.bfloat16, "which this CPU multiplies itself"),
+        ("cpu", None, False, torch.float32, "gains nothing"),
+        ("cpu", True, False, torch.bfloat16, "as asked (--amp)"),
+        ("cpu", False, True, torch.float32, "as asked (--no-amp)"),
+        ("mps", None, True, torch.float32, "float32 on mps"),
+        ("mps", True, True, torch.float32, "--amp is not supported"),
+    ],
+)
+def test_choose_precision(
+    monkeypatch: pytest.MonkeyPatch, kind: str, amp: bool | None, bfloat16: bool, dtype: torch.dtype, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation)
+    monkeypatch.setattr(models, "cpu_multiplies_bfloat16", lambda: bfloat16)
+    found, reason = models.choose_precision(torch.device(kind), amp)
+    assert found == dtype and words in reason
+
+
+def test_device_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert models.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"torch {torch.__version__}")
+    assert lines[1].startswith("no CUDA device")
+    assert lines[2].startswith("would use: cpu, ")

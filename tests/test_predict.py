@@ -1,0 +1,423 @@
+"""From a file name to an answer: what is printed, with which exit status, whatever the file is."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import models
+import predict
+from faces import Face, Preprocess, crop_face, read_image
+from labels import LABEL_SETS, LabelSet
+
+ROOT = Path(predict.__file__).resolve().parent
+FER7 = LABEL_SETS["fer7"]
+# The made-up networks answer this to every picture, in FER2013's order.
+PROBABILITIES = {
+    "angry": 0.07, "disgust": 0.01, "fear": 0.03, "happy": 0.6, "sad": 0.1, "surprise": 0.13, "neutral": 0.06,
+}  # fmt: skip
+PREPROCESS = Preprocess(size_px=16, channels=1, mean=(0.5,), std=(0.25,), margin=0.125)
+
+
+def write_checkpoint(
+    path: Path, *, labels: LabelSet = FER7, affect: bool = False, fixed: bool = True, **extra: Any
+) -> models.ExpressionNet:
+    """A small untrained network as a checkpoint; `fixed` ones answer PROBABILITIES and (0.25, −3) to everything."""
+    torch.manual_seed(0)
+    net = models.build_model("lightcnn", classes=len(labels), affect=affect, preprocess=PREPROCESS)
+    if fixed:
+        torch.nn.init.zeros_(net.classifier.weight)
+        net.classifier.bias.data = torch.tensor([PROBABILITIES[name] for name in labels.names]).log()
+        if net.regressor is not None:
+            torch.nn.init.zeros_(net.regressor.weight)
+            net.regressor.bias.data = torch.tensor([0.25, -3.0])
+    description = models.describe("lightcnn", labels=labels, preprocess=PREPROCESS, affect=affect)
+    models.save_checkpoint(path, description | {"state_dict": net.state_dict()} | extra)
+    return net.eval()
+
+
+def write_picture(path: Path, height: int, width: int, *, seed: int = 0) -> Path:
+    """A picture of coloured noise, without a face."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier of seven classes with known answers."""
+    path = tmp_path_factory.mktemp("models") / "fixed.pth"
+    write_checkpoint(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small square picture, a big one, and files that cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_picture(folder / "small.png", 48, 48)
+    write_picture(folder / "big.png", 300, 400)
+    (folder / "text.jpg").write_text("no picture", encoding="utf-8")
+    (folder / "empty.jpg").touch()
+    whole = write_picture(folder / "cut.jpg", 48, 48).read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "folder.jpg").mkdir()
+    return folder
+
+
+@pytest.fixture
+def two_faces(monkeypatch: pytest.MonkeyPatch) -> list[Face]:
+    """A detector that finds two faces in every picture."""
+    found = [Face(20, 30, 100, 100, math.nan), Face(200, 10, 60, 60, 0.75)]
+    monkeypatch.setattr(predict, "detect_faces", lambda image: found)
+    return found
+
+
+def answer_json(capsys: pytest.CaptureFixture[str], *argv: str | Path, status: int = 0) -> Any:
+    """The JSON that `predict.py ARGV --json` prints; nothing may stand on standard error."""
+    assert predict.main([*map(str, argv), "--json"]) == status
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------------
+
+
+def test_text_of_a_crop(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = pictures / "small.png"
+    assert predict.main([str(path), "--model", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines() == [
+        f"{path}: happy 60% (taken whole: no face found, but it looks like a face crop)",
+        "  happy      60.0% " + "█" * 18,  # of 30
+        "  surprise   13.0% " + "█" * 4,
+        "  sad        10.0% " + "█" * 3,
+        "  angry       7.0% " + "█" * 2,
+        "  neutral     6.0% " + "█" * 2,
+        "  fear        3.0% " + "█" * 1,
+        "  disgust     1.0%",
+    ]
+
+
+def test_text_of_two_faces(
+    checkpoint: str, pictures: Path, two_faces: list[Face], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pictures / "big.png"
+    assert predict.main([str(path), "--model", checkpoint]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert heads == [
+        f"{path}: happy 60% (face 1 of 2 at 20,30, 100×100 px)",
+        f"{path}: happy 60% (face 2 of 2 at 200,10, 60×60 px)",
+    ]
+
+
+def test_json_of_two_faces(
+    checkpoint: str, pictures: Path, two_faces: list[Face], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pictures / "big.png"
+    document = answer_json(capsys, path, "--model", checkpoint)
+    assert list(document) == ["path", "detected", "faces", "error"]
+    assert document["path"] == str(path)
+    assert document["detected"] is True
+    assert document["error"] is None
+    assert len(document["faces"]) == 2
+    for face, detected in zip(document["faces"], two_faces, strict=True):
+        assert list(face) == ["box", "label", "probabilities", "valence", "arousal", "score", "landmarks"]
+        assert face["box"] == list(detected[:4])
+        assert face["label"] == "happy"
+        assert list(face["probabilities"]) == list(FER7.names)
+        assert face["probabilities"] == pytest.approx(PROBABILITIES, abs=1e-6)
+        assert sum(face["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert face["valence"] is face["arousal"] is face["landmarks"] is None
+    assert [face["score"] for face in document["faces"]] == [None, 0.75]
+
+
+def test_no_face_in_a_big_picture_gives_no_label(
+    checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pictures / "big.png"
+    assert predict.main([str(path), "--model", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}: no face found (a picture that is a face already: --detector none)\n"
+    assert captured.err == ""
+    document = answer_json(capsys, path, "--model", checkpoint)
+    assert document == {"path": str(path), "detected": False, "faces": [], "error": None}
+
+
+def test_a_crop_in_json_is_not_detected(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = answer_json(capsys, pictures / "small.png", "--model", checkpoint)
+    assert document["detected"] is False and document["error"] is None
+    assert [face["box"] for face in document["faces"]] == [[0, 0, 48, 48]]
+    assert document["faces"][0]["score"] is None
+
+
+def test_detector_none_takes_every_picture_whole(
+    checkpoint: str, pictures: Path, two_faces: list[Face], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(pictures / "big.png"), "--model", checkpoint, "--detector", "none"]
+    assert predict.main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{pictures / 'big.png'}: happy 60% (taken whole)"
+    document = answer_json(capsys, *argv)
+    assert document["detected"] is False
+    assert [face["box"] for face in document["faces"]] == [[0, 0, 400, 300]]
+
+
+# --- which files are answered -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "hint"),
+    [
+        ("text.jpg", "not an image", "JPEG, PNG, WebP, BMP, TIFF and GIF can be read"),
+        ("empty.jpg", "empty", ""),
+        ("cut.jpg", "truncated", "copy or download it again"),
+        ("folder.jpg", "not a file", "for a folder, give the pictures in it: FOLDER/*.jpg"),
+        ("nothing.jpg", "missing", "is the path right?"),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str], name: str, error: str, hint: str
+) -> None:
+    path = str(pictures / name)
+    assert predict.main([path, "--model", checkpoint]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"{path}: {error}" + (f" – {hint}\n" if hint else "\n")
+    document = answer_json(capsys, path, "--model", checkpoint, status=1)
+    assert document == {"path": path, "detected": False, "faces": [], "error": error}
+
+
+def test_the_other_files_are_still_answered(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(pictures / name) for name in ("small.png", "text.jpg", "folder.jpg", "big.png", "small.png")]
+    assert predict.main([*paths, "--model", checkpoint]) == 1
+    captured = capsys.readouterr()
+    heads = [line.split(": ")[0] for line in captured.out.splitlines() if not line.startswith("  ")]
+    assert heads == [paths[0], paths[3], paths[4]]
+    assert [line.split(": ")[0] for line in captured.err.splitlines()] == [paths[1], paths[2]]
+    documents = answer_json(capsys, *paths, "--model", checkpoint, status=1)
+    assert [document["path"] for document in documents] == paths
+    assert [document["error"] for document in documents] == [None, "not an image", "not a file", None, None]
+    assert [len(document["faces"]) for document in documents] == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("height", "width", "faces"), [(1, 1, 1), (2, 2, 1), (1, 30, 0), (257, 257, 0), (256, 256, 1)])
+def test_odd_sizes(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], height: int, width: int, faces: int
+) -> None:
+    path = write_picture(tmp_path / "a.png", height, width)
+    assert len(answer_json(capsys, path, "--model", checkpoint)["faces"]) == faces
+    whole = answer_json(capsys, path, "--model", checkpoint, "--detector", "none")
+    assert [face["box"] for face in whole["faces"]] == [[0, 0, width, height]]
+
+
+# --- what the network says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("affect", "extra", "expected"),
+    [
+        (True, {"affect_rows": 5}, (0.25, -1.0)),  # −3 is held to the scale's end
+        (True, {"affect_rows": 0}, (None, None)),  # a head that was never trained says nothing
+        (True, {}, (None, None)),
+        (False, {"affect_rows": 5}, (None, None)),
+    ],
+)
+def test_valence_and_arousal_only_where_they_were_trained(
+    tmp_path: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    affect: bool,
+    extra: dict[str, Any],
+    expected: tuple[float | None, float | None],
+) -> None:
+    write_checkpoint(tmp_path / "a.pth", affect=affect, **extra)
+    argv = [str(pictures / "small.png"), "--model", str(tmp_path / "a.pth")]
+    face = answer_json(capsys, *argv)["faces"][0]
+    assert (face["valence"], face["arousal"]) == expected
+    assert predict.main(argv) == 0
+    assert ("  valence +0.25, arousal -1.00" in capsys.readouterr().out.splitlines()) is (expected[0] is not None)
+
+
+def test_names_come_from_the_checkpoint(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["affectnet7"])
+    face = answer_json(capsys, pictures / "small.png", "--model", tmp_path / "a.pth")["faces"][0]
+    assert list(face["probabilities"]) == list(LABEL_SETS["affectnet7"].names)
+    assert face["probabilities"] == pytest.approx(PROBABILITIES, abs=1e-6)  # by name, in whichever order
+
+
+def test_each_face_is_cropped_with_its_margin_and_preprocessed(
+    tmp_path: Path, pictures: Path, two_faces: list[Face]
+) -> None:
+    net = write_checkpoint(tmp_path / "a.pth", fixed=False)
+    image = read_image(pictures / "big.png")
+    predictions, detected = predict.EmotionPredictor(tmp_path / "a.pth", device="cpu").predict(image)
+    assert detected
+    # 100 px widened by 0.125 of it on every side: 125 px from (20 − 12.5, 30 − 12.5), rounded to even.
+    crops = [crop_face(image, face, 0.125) for face in two_faces]
+    assert np.array_equal(crops[0], image[18:143, 8:133])
+    with torch.inference_mode():
+        logits = net(torch.from_numpy(np.stack([PREPROCESS(crop) for crop in crops]))).logits.double()
+    for prediction, face, row in zip(predictions, two_faces, logits.softmax(1).tolist(), strict=True):
+        assert prediction.face == face
+        assert list(prediction.probabilities) == list(FER7.names)
+        assert list(prediction.probabilities.values()) == pytest.approx(row, abs=1e-6)
+        assert prediction.label == FER7.names[int(np.argmax(row))]
+    assert predictions[0].probabilities != predictions[1].probabilities
+
+
+def test_the_same_face_alone_or_among_others(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.pth", fixed=False)
+    predictor = predict.EmotionPredictor(tmp_path / "a.pth", device="cpu")
+    crops = [np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8) for seed in range(3)]
+    boxes = [Face(0, 0, 30, 30, math.nan)] * 3
+    together = predictor.classify(crops, boxes)
+    for crop, box, prediction in zip(crops, boxes, together, strict=True):
+        alone = predictor.classify([crop], [box])[0]
+        assert alone.probabilities == pytest.approx(prediction.probabilities, abs=1e-6)
+    assert predictor.classify([], []) == []
+
+
+def test_half_precision_checkpoints_answer_in_full_precision(tmp_path: Path, pictures: Path) -> None:
+    net = write_checkpoint(tmp_path / "full.pth", fixed=False)
+    description = models.describe("lightcnn", labels=FER7, preprocess=PREPROCESS, affect=False)
+    models.save_checkpoint(tmp_path / "half.pth", description | {"state_dict": net.state_dict()}, half=True)
+    image = read_image(pictures / "small.png")
+    full, half = (
+        predict.EmotionPredictor(tmp_path / name, device="cpu").predict(image)[0][0] for name in ("full.pth", "half.pth")
+    )
+    assert half.probabilities == pytest.approx(full.probabilities, abs=1e-2)
+    assert sum(half.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+# --- wrong usage --------------------------------------------------------------------------------------------------------
+
+
+def test_model_files_that_cannot_be_used(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.pth").write_text("no checkpoint", encoding="utf-8")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
+    for name, said in {
+        "nothing.pth": "nothing.pth not found",
+        "text.pth": "text.pth is not a checkpoint",
+        "foreign.pth": "foreign.pth is not a checkpoint of this project",
+    }.items():
+        for form in ([], ["--json"]):
+            assert predict.main([str(pictures / "small.png"), "--model", str(tmp_path / name), *form]) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.startswith("predict.py: ") and said in captured.err
+            assert captured.err.count("\n") == 1
+
+
+def test_damaged_weights_give_no_answer(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = write_checkpoint(tmp_path / "a.pth")
+    net.classifier.bias.data[2] = math.nan
+    description = models.describe("lightcnn", labels=FER7, preprocess=PREPROCESS, affect=False)
+    models.save_checkpoint(tmp_path / "a.pth", description | {"state_dict": net.state_dict()})
+    for form in ([], ["--json"]):
+        assert predict.main([str(pictures / "small.png"), "--model", str(tmp_path / "a.pth"), *form]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert (
+            captured.err
+            == "predict.py: the network answers with no numbers: its weights are damaged – give another --model\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--json"], ["a.jpg", "--detector", "dlib"], ["a.jpg", "--modle"], ["a.jpg", "--model"]]
+)
+def test_wrong_usage_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        predict.main(argv)
+    assert left.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("usage: ")
+
+
+def test_an_unknown_device_is_said(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main([str(pictures / "small.png"), "--model", checkpoint, "--device", "abacus"]) == 2
+    assert capsys.readouterr().err == "predict.py: device abacus is not available here – use --device auto\n"
+
+
+# --- as a program -------------------------------------------------------------------------------------------------------
+
+
+def test_help_starts_without_torch() -> None:
+    program = (
+        "import sys, predict\n"
+        "try:\n    predict.main(['--help'])\n"
+        "except SystemExit as left:\n    status = left.code\n"
+        "heavy = {'torch', 'torchvision', 'pandas', 'sklearn', 'scipy', 'matplotlib', 'albumentations', 'models'}\n"
+        "print('status', status, 'heavy', sorted(heavy & sys.modules.keys()))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert "usage: " in run.stdout and "Exit status: 0 answered" in run.stdout
+    assert run.stdout.splitlines()[-1] == "status 0 heavy []"
+
+
+def test_odd_paths_through_the_real_command_line(checkpoint: str, tmp_path: Path) -> None:
+    """Unicode, blanks, a leading dash behind "--", bytes that are no UTF-8; on a console that knows only ASCII."""
+    folder = tmp_path / "мои фото 写真"
+    folder.mkdir()
+    names = ["smile 😀 été.png", "-dash.png", "percent%s {x} [1].png", "new\nline.png"]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"latin1 \xe9.png"))
+    if sys.platform == "win32":
+        names.remove("new\nline.png")
+    for name in names:
+        write_picture(folder / name, 20, 20)
+    broken = "вот text.jpg"
+    (folder / broken).write_text("no picture", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "predict.py"), "--model", checkpoint, "--device", "cpu"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    for form in (["--json"], []):
+        run = subprocess.run(
+            [*command, *form, "--", *names, broken],
+            capture_output=True, cwd=folder, env=environment, timeout=60, check=False,
+        )  # fmt: skip
+        assert run.returncode == 1
+        assert b"Traceback" not in run.stdout + run.stderr
+        if form:
+            assert run.stderr == b""
+            documents = json.loads(run.stdout)
+            assert [document["path"] for document in documents] == [*names, broken]  # to the letter
+            assert [document["faces"][0]["label"] for document in documents[:-1]] == ["happy"] * len(names)
+            assert documents[-1]["error"] == "not an image"
+        else:
+            assert run.stdout.count(b": happy 60% (taken whole") == len(names)
+            assert b"text.jpg: not an image \\u2013 JPEG, PNG, WebP" in run.stderr
+            assert run.stderr.count(b"\n") == 1
+
+
+# --- real photos --------------------------------------------------------------------------------------------------------
+
+FACES = {"astronaut.png": 1, "biden.jpg": 1, "obama.jpg": 1, "obama_small.jpg": 1, "pyfeat_multi_face.jpg": 4}
+
+
+def test_every_fixture(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = os.environ.get("FACE_FIXTURES")
+    if not folder:
+        pytest.skip("FACE_FIXTURES does not name the folder of real photos")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".png"))
+    assert {path.name for path in paths} > FACES.keys()
+    documents = answer_json(capsys, *paths, "--model", checkpoint)
+    for path, document in zip(paths, documents, strict=True):
+        count = FACES.get(path.name, 0)
+        assert document["path"] == str(path) and document["error"] is None
+        assert document["detected"] is (count > 0)
+        assert [face["label"] for face in document["faces"]] == ["happy"] * count
+    assert predict.main([*map(str, paths), "--model", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count(": no face found") == len(paths) - len(FACES)
+    assert captured.out.count(" happy 60% (face ") == 8

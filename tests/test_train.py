@@ -1,0 +1,468 @@
+"""Recipes, schedule, staged freezing, early stopping; short real runs: what they write, resuming, and what goes wrong."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import short_training
+
+import evaluate
+import train
+from faces import read_image
+from labels import LABEL_SETS
+from metadata_parallel import read_metadata
+from models import MODELS, load_checkpoint, read_checkpoint
+
+STAGES = MODELS["resnet50"].stages
+
+
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of history.jsonl."""
+    return [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The history without what a clock put into it; NaN as null."""
+    return [{key: None if value != value else value for key, value in line.items() if key != "time_s"} for line in history]
+
+
+def recipe(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    """What --print_recipe shows."""
+    assert train.main([*flags, "--print_recipe"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line with which a training is refused."""
+    capsys.readouterr()
+    assert train.main(list(flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and error.count("\n") == 1
+    return error
+
+
+# Recipes
+
+
+def test_resnet50_is_the_multitask_report(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = recipe(capsys, "--model", "resnet50")
+    stated = {
+        "train_meta": "metadata_train.parquet", "val_meta": "metadata_val.parquet", "epochs": 100, "batch_size": 8,
+        "lr": 1e-4, "weight_decay": 1e-3, "img_size": 224, "vggface2_ckpt": "weight/resnet50_vggface2.pth",
+        "unfreeze_all_at": None, "save_path": "FER_resnet50.pth", "optimizer": "adamw", "schedule": "cosine",
+        "warmup_epochs": 0, "dropout": 0.7, "label_smoothing": 0.1, "loss": "wce", "weight_mode": "inv", "reg_weight": 0.5,
+        "patience": 15, "select": "accuracy", "augment": "report", "affect": True, "weights": "auto",
+    }  # fmt: skip
+    assert {key: shown[key] for key in stated} == stated
+
+
+def test_lightcnn_is_e0(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = recipe(capsys)
+    stated = {
+        "model": "lightcnn", "recipe": "lightcnn", "epochs": 30, "batch_size": 256, "lr": 1e-3, "optimizer": "adam",
+        "schedule": "cosine", "weight_decay": 0.0, "img_size": 48, "dropout": 0.3, "grad_clip": 5.0, "loss": "ce",
+        "label_smoothing": 0.0, "select": "macro_f1", "affect": False, "weights": "none", "seed": 42,
+    }  # fmt: skip
+    assert {key: shown[key] for key in stated} == stated
+
+
+def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = set(recipe(capsys))
+    for name, row in train.RECIPES.items():
+        assert row["model"] in MODELS
+        assert set(row) <= settings  # no misspelt flag
+        shown = recipe(capsys, "--recipe", name)
+        assert shown["recipe"] == name and all(shown[key] == value for key, value in row.items())
+        may_be_empty = {"freeze_epochs", "unfreeze_all_at", "grad_clip", "save_path", "data_root", "label_set", "exp"}
+        may_be_empty |= {"workers", "amp", "resume"}
+        assert {key for key, value in shown.items() if value is None} <= may_be_empty
+
+
+def test_flags_override_and_hyphens_work(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--model",
+        "resnet50",
+        "--batch-size",
+        "16",
+        "--img-size=64",
+        "--freeze-epochs",
+        "5",
+        "--no-affect",
+        "--lr",
+        "1e-3",
+    ]
+    plain = recipe(capsys, "--model", "resnet50")
+    changed = {"batch_size": 16, "img_size": 64, "freeze_epochs": 5, "affect": False, "lr": 1e-3}
+    assert recipe(capsys, *flags) == plain | changed
+    assert recipe(capsys, "--recipe", "demo", "--model", "resnet18")["model"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--epochs 0", "--batch_size 0", "--img_size 4", "--dropout 1.5", "--lr -1", "--lr nan", "--label_smoothing 2",
+        "--workers -1", "--seed -1", "--beta 1", "--warmup_epochs -1", "--unfreeze_all_at 0", "--patience -1",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) -> None:
+    name, value = flags.split()
+    error = error_of(capsys, name, value)
+    assert name in error and "must lie between" in error
+
+
+# Schedule, stages, early stopping
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30, 100])
+def test_cosine_is_torchs_cosine_annealing(epochs: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    for epoch in range(1, epochs + 1):
+        expected = optimizer.param_groups[0]["lr"]
+        factor = train.learning_rate_factor(epoch, schedule="cosine", epochs=epochs, warmup_epochs=0)
+        assert factor == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_warm_up_rises_and_then_the_cosine_falls() -> None:
+    factors = [train.learning_rate_factor(epoch, schedule="cosine", epochs=7, warmup_epochs=3) for epoch in range(1, 8)]
+    expected = [0.25, 0.5, 0.75, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    assert factors == pytest.approx(expected)
+    constant = [train.learning_rate_factor(epoch, schedule="constant", epochs=4, warmup_epochs=1) for epoch in range(1, 5)]
+    assert constant == [0.5, 1, 1, 1]
+    assert train.learning_rate_factor(3, schedule="cosine", epochs=3, warmup_epochs=3) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("freeze_epochs", "unfreeze_all_at", "expected"),
+    [
+        (3, None, [0, 0, 0, 1, 1, 1]),
+        (3, 5, [0, 0, 0, 1, 2, 2]),
+        (3, 2, [0, 2, 2, 2, 2, 2]),
+        (0, None, [1, 1, 1, 1, 1, 1]),
+        (0, 1, [2, 2, 2, 2, 2, 2]),
+        (None, None, [2, 2, 2, 2, 2, 2]),
+        (None, 4, [2, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_frozen_in_epoch(freeze_epochs: int | None, unfreeze_all_at: int | None, expected: list[int]) -> None:
+    table = (*STAGES, ())
+    assert STAGES == (("conv1", "bn1", "layer1", "layer2", "layer3"), ("conv1", "bn1", "layer1", "layer2"))
+    for epoch, stage in enumerate(expected, start=1):
+        frozen = train.frozen_in_epoch(epoch, stages=STAGES, freeze_epochs=freeze_epochs, unfreeze_all_at=unfreeze_all_at)
+        assert frozen == table[stage], epoch
+
+
+def line(epoch: int, accuracy: float, rmse: float | None, macro_f1: float = 0.0) -> dict[str, float]:
+    """A line of the history as far as early stopping reads it; `rmse` None for a network without that head."""
+    affect = {} if rmse is None else {"valence_rmse": rmse - 0.1, "arousal_rmse": rmse + 0.1}
+    return {"epoch": epoch, "accuracy": accuracy, "macro_f1": macro_f1} | affect
+
+
+def stopped_at(rows: list[tuple[float, float | None]], patience: int) -> tuple[int | None, int]:
+    """The epoch in which early stopping is due (None: never), and the best epoch by accuracy until then."""
+    progress = train.Progress(select="accuracy", patience=patience)
+    for epoch, (accuracy, rmse) in enumerate(rows, start=1):
+        progress.update(line(epoch, accuracy, rmse))
+        if progress.exhausted:
+            return epoch, progress.best_epoch
+    return None, progress.best_epoch
+
+
+@pytest.mark.parametrize(
+    ("rows", "patience", "expected"),
+    [
+        # Accuracy stands still from epoch 2 on, RMSE improves until 4: only then do two epochs count.
+        ([(0.5, 0.5), (0.6, 0.4), (0.6, 0.39), (0.5, 0.38), (0.6, 0.38), (0.6, 0.4), (0.7, 0.3)], 2, (6, 2)),
+        # RMSE gets worse, accuracy improves.
+        ([(0.5, 0.5), (0.6, 0.6), (0.7, 0.7), (0.7, 0.8), (0.8, 0.9)], 2, (None, 5)),
+        # Without the head accuracy alone counts.
+        ([(0.5, None), (0.4, None), (0.5, None), (0.6, None), (0.6, None)], 3, (None, 4)),
+        ([(0.5, None), (0.4, None), (0.5, None), (0.5, None), (0.6, None)], 3, (4, 1)),
+        # The mean of the two counts, and undefined figures are no improvement.
+        ([(0.5, 0.5), (0.5, math.nan), (0.5, math.nan)], 2, (3, 1)),
+        ([(0.5, 0.5)] * 50, 0, (None, 1)),
+        # The first of equal epochs is the best.
+        ([(0.5, 0.5), (0.7, 0.5), (0.7, 0.4)], 15, (None, 2)),
+    ],
+)
+def test_early_stopping(rows: list[tuple[float, float | None]], patience: int, expected: tuple[int | None, int]) -> None:
+    assert stopped_at(rows, patience) == expected
+
+
+def test_the_best_epoch_goes_by_the_selected_score() -> None:
+    progress = train.Progress(select="macro_f1", patience=2)
+    chosen = [progress.update(line(*row)) for row in [(1, 0.7, None, 0.3), (2, 0.6, None, 0.5), (3, 0.65, None, 0.4)]]
+    assert chosen == [True, True, False]
+    assert progress.best_epoch == 2 and progress.exhausted  # accuracy, by which it stops, was best in epoch 1
+
+
+# A run
+
+
+def test_a_run_writes_its_folder(trained: Path, drawn: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"best.pth", "last.pth", "history.jsonl", "run.json", "training_history.png"} <= names
+    assert len(list(trained.glob("events.out.tfevents.*"))) == 1
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert read_image(trained / "training_history.png").std() > 10
+    copy, best = read_checkpoint(trained.parent / "copy.pth"), read_checkpoint(trained / "best.pth")
+    assert all(torch.equal(value, best["state_dict"][key]) for key, value in copy.pop("state_dict").items())
+    assert repr(copy) == repr({key: value for key, value in best.items() if key != "state_dict"})  # NaN is not itself
+    run = json.loads((trained / "run.json").read_text(encoding="utf-8"))
+    assert run["command"].startswith("python train.py --recipe demo --epochs 3 ")
+    assert run["args"]["batch_size"] == 32 and run["args"]["recipe"] == "demo" and run["args"]["lr"] == 1e-3
+    assert run["versions"]["torch"] == str(torch.__version__) and run["machine"]["device"] == "cpu"
+    assert run["machine"]["precision"] == "float32, as asked (--no-amp)"
+
+
+def test_history_and_checkpoints_agree(trained: Path, drawn: Path) -> None:
+    history = history_of(trained)
+    _, info = read_metadata(drawn / "metadata_train.parquet")
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["lr"] for row in history] == pytest.approx([1e-3, 0.75e-3, 0.25e-3])
+    for row in history:
+        assert row["train_loss"] == pytest.approx(row["train_loss_cls"] + 0.5 * row["train_loss_reg"], rel=1e-6)
+        assert 0 <= row["train_accuracy"] <= 1 and row["train_loss_reg"] > 0
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    accuracies = [row["accuracy"] for row in history]
+    best = load_checkpoint(trained / "best.pth")
+    assert best.info["epoch"] == 1 + accuracies.index(max(accuracies))
+    assert untimed([best.info["metrics"]]) == untimed([history[best.info["epoch"] - 1]])
+    assert best.labels is LABEL_SETS["affectnet8"] and best.preprocess.size_px == 24
+    assert best.info["split_id"] == info["split_id"] and best.info["exp"] == "short" and best.info["seed"] == 3
+    last = read_checkpoint(trained / "last.pth")
+    assert last["epoch"] == 3 and len(last["history"]) == 3 and "optimizer" in last
+    assert "optimizer" not in best.info and "args" not in best.info  # slim
+
+
+def test_training_and_evaluation_cannot_disagree(
+    trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "plot_confusion_matrix", lambda *_, **__: None)
+    for name in ("best.pth", "last.pth"):
+        out = tmp_path / name
+        assert evaluate.main([str(trained / name), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(out)]) == 0
+        scored = json.loads((out / "metrics_val.json").read_text(encoding="utf-8"))
+        row = history_of(trained)[scored["epoch"] - 1]
+        shared = set(row) & set(scored) - {"epoch"}
+        assert {"accuracy", "macro_f1", "f1_happy", "roc_auc_macro", "valence_ccc", "arousal_rmse"} <= shared
+        assert {key: row[key] for key in shared} == {key: scored[key] for key in shared}  # to the last digit
+
+
+def test_the_curves_are_in_tensorboard(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(trained)).Reload()
+    for key in ("accuracy", "train_loss", "lr", "valence_ccc"):
+        assert [event.value for event in board.Scalars(key)] == pytest.approx([row[key] for row in history_of(trained)])
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Ctrl-C after the training pass of an epoch, before its validation."""
+    validate, passes = train.validate, [0]
+
+    def interrupted(*args: Any, **options: Any) -> dict[str, float]:
+        passes[0] += 1
+        if passes[0] == epoch:
+            raise KeyboardInterrupt
+        return validate(*args, **options)
+
+    monkeypatch.setattr(train, "validate", interrupted)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    trained: Path, drawn: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(drawn, tmp_path), "--workers", workers, "--exp", "cut"]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=3)
+        assert train.main(flags) == 130
+    advice = capsys.readouterr().err
+    assert f"--resume {tmp_path / 'cut' / 'last.pth'}" in advice and "Traceback" not in advice
+    assert load_checkpoint(tmp_path / "cut" / "last.pth").info["epoch"] == 2  # usable as it is
+    assert len(history_of(tmp_path / "cut")) == 2
+    torch.manual_seed(99)  # what the session drew before must not matter
+    assert train.main(["--resume", "--runs", str(tmp_path)]) == 0
+    assert "resumed after epoch 2" in capsys.readouterr().out
+    assert untimed(history_of(tmp_path / "cut")) == untimed(history_of(trained))
+    for name in ("best.pth", "last.pth"):
+        whole, resumed = read_checkpoint(trained / name), read_checkpoint(tmp_path / "cut" / name)
+        assert whole["epoch"] == resumed["epoch"]
+        assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+        assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+    moments = [read_checkpoint(run / "last.pth")["optimizer"]["state"] for run in (trained, tmp_path / "cut")]
+    for index, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][key]) for key, value in state.items())
+    run = json.loads((tmp_path / "cut" / "run.json").read_text(encoding="utf-8"))
+    assert run["command"].endswith("--exp cut") and run["resumed"] == [f"python train.py --resume --runs {tmp_path}"]
+
+
+def test_interrupted_before_the_first_epoch_ends(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(monkeypatch, epoch=1)
+    assert train.main([*short_training(drawn, tmp_path), "--exp", "cut"]) == 130
+    assert "no epoch was finished" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "last.pth").exists()
+
+
+def test_names_of_runs(drawn: Path, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "last.pth").read_bytes()
+    error = error_of(capsys, *short_training(drawn, trained.parent), "--exp", "short")
+    assert "short is there already" in error and "--resume" in error
+    assert (trained / "last.pth").read_bytes() == before
+    for expected in ("demo_seed3", "demo_seed3-2"):
+        assert train.main([*short_training(drawn, tmp_path), "--epochs", "1"]) == 0
+        assert (tmp_path / expected / "best.pth").is_file()
+        assert load_checkpoint(tmp_path / expected / "best.pth").info["exp"] == expected
+
+
+def test_early_stopping_ends_a_run(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accuracies = iter([0.2, 0.4, 0.3, 0.4, 0.9])
+
+    def validate(*_: Any, **__: Any) -> dict[str, float]:
+        accuracy = next(accuracies)
+        affect = dict.fromkeys(("valence_rmse", "arousal_rmse", "valence_ccc", "arousal_ccc"), 0.5)
+        return {"val_loss": 1.0, "accuracy": accuracy, "macro_f1": accuracy} | affect
+
+    monkeypatch.setattr(train, "validate", validate)
+    assert train.main([*short_training(drawn, tmp_path), "--epochs", "9", "--patience", "2", "--exp", "stop"]) == 0
+    output = capsys.readouterr().out
+    assert "stopped: neither accuracy nor RMSE has improved for 2 epochs" in output and "best epoch 2" in output
+    assert [row["accuracy"] for row in history_of(tmp_path / "stop")] == [0.2, 0.4, 0.3, 0.4]
+    assert load_checkpoint(tmp_path / "stop" / "best.pth").info["epoch"] == 2
+    assert "--patience 0" in error_of(capsys, "--resume", str(tmp_path / "stop"))
+    assert train.main(["--resume", str(tmp_path / "stop"), "--patience", "0", "--epochs", "5"]) == 0
+    assert load_checkpoint(tmp_path / "stop" / "best.pth").info["epoch"] == 5
+
+
+def test_staged_freezing_in_a_real_run(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which children of the backbone moved in which epoch, parameters and BatchNorm statistics apart."""
+    one_epoch = train.train_one_epoch
+    moved: list[tuple[set[str], set[str]]] = []
+
+    def watched(model: Any, *args: Any, **options: Any) -> dict[str, float]:
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        means = one_epoch(model, *args, **options)
+        changed = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
+        buffers = {name for name, _ in model.named_buffers()}
+        moved.append(
+            (
+                {key.removeprefix("backbone.").split(".")[0] for key in changed if key not in buffers},
+                {key.removeprefix("backbone.").split(".")[0] for key in changed if key in buffers},
+            )
+        )
+        return means
+
+    monkeypatch.setattr(train, "train_one_epoch", watched)
+    flags = [
+        "--recipe",
+        "resnet18",
+        "--weights",
+        "none",
+        "--freeze_epochs",
+        "1",
+        "--unfreeze_all_at",
+        "3",
+        "--exp",
+        "staged",
+    ]
+    data = short_training(drawn, tmp_path)[2:]
+    assert train.main([*flags, *data, "--img_size", "32"]) == 0
+    heads = {"classifier", "regressor"}
+    assert moved == [
+        ({"layer4"} | heads, {"layer4"}),
+        ({"layer3", "layer4"} | heads, {"layer3", "layer4"}),
+        (
+            {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"} | heads,
+            {"bn1", "layer1", "layer2", "layer3", "layer4"},
+        ),
+    ]
+
+
+def test_without_affect_labels_and_with_another_label_set(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(pixels, tmp_path), "--epochs", "1", "--label_set", "fer4", "--exp", "four", "--loss", "wce"]
+    assert train.main([*flags, "--amp", "--weight_mode", "inv"]) == 0  # in bfloat16
+    output = capsys.readouterr().out
+    assert "no training row has them" in output and "class weights: angry 0." in output and "rows of fer4" in output
+    (row,) = history_of(tmp_path / "four")
+    assert row["train_loss_reg"] == 0 and row["valence_rmse"] is None and row["arousal_ccc"] is None
+    best = load_checkpoint(tmp_path / "four" / "best.pth")
+    assert best.labels is LABEL_SETS["fer4"] and best.info["affect_rows"] == 0
+    assert {value.dtype for value in best.model.parameters()} == {torch.float32}
+
+
+# What goes wrong
+
+
+def test_missing_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "metadata_train.parquet not found" in error_of(capsys, "--model", "lightcnn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_weights(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "resnet18", *short_training(drawn, tmp_path / "runs")[2:]]
+    assert "--weights none" in error_of(capsys, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_no_number(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "smaller --lr" in error_of(capsys, *short_training(drawn, tmp_path), "--lr", "1e30", "--exp", "nan")
+
+
+def test_unknown_device(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "device tpu is not available" in error_of(capsys, *short_training(drawn, tmp_path), "--device", "tpu")
+
+
+def test_what_cannot_be_resumed(
+    drawn: Path, pixels: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no run in" in error_of(capsys, "--resume", "--runs", str(tmp_path))
+    assert "give the run's last.pth" in error_of(capsys, "--resume", str(trained / "best.pth"))
+    assert "not found" in error_of(capsys, "--resume", str(tmp_path / "no.pth"))
+    run = tmp_path / "copied"
+    shutil.copytree(trained, run)
+    for flags in (
+        ["--optimizer", "sgd"],
+        ["--no-affect"],
+        ["--model", "resnet18"],
+        ["--exp", "other"],
+        ["--recipe", "lightcnn"],
+    ):
+        assert "cannot change" in error_of(capsys, "--resume", str(run), *flags)
+    assert "does not fit" in error_of(capsys, "--resume", str(run), "--img_size", "48")
+    other = ["--train_meta", str(pixels / "metadata_train.parquet"), "--val_meta", str(pixels / "metadata_val.parquet")]
+    assert "split" in error_of(capsys, "--resume", str(run), *other)
+    assert (run / "last.pth").read_bytes() == (trained / "last.pth").read_bytes()
+
+
+def test_freezing_flags_that_would_do_nothing_are_refused(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--train_meta", str(drawn / "metadata_train.parquet"), "--val_meta", str(drawn / "metadata_val.parquet")]
+    assert train.main(["--model", "lightcnn", "--freeze_epochs", "1", *common]) == 2
+    assert "no stages to freeze" in capsys.readouterr().err
+    assert train.main(["--model", "resnet18", "--weights", "none", "--unfreeze_all_at", "2", *common]) == 2
+    assert "nothing is frozen" in capsys.readouterr().err
+    assert not Path("runs").exists()
