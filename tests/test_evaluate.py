@@ -271,7 +271,7 @@ def test_another_split_is_refused(pixels: Path, tmp_path: Path, capsys: pytest.C
     assert evaluate.main([str(path), "--meta", str(meta), "--out", str(tmp_path / "out"), "--cross-dataset"]) == 0
     values = metrics_of(tmp_path / "out", "metrics_test.json")
     assert values["split"] == "test" and values["split_id"] == split_id_of(pixels)
-    assert values["valence_rmse"] is None and values["valence_rmse_reason"] == "no rows with valence labels"  # a head, but no labels
+    assert values["valence_rmse"] is None and values["valence_rmse_reason"] == "no rows with valence labels"
 
 
 @pytest.mark.usefixtures("no_pictures")
