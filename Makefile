@@ -37,11 +37,11 @@ $(VENV):
 	echo "Python 3.11 or newer not found – install it from python.org" >&2; exit 2
 
 .venv/installed: requirements.txt | $(VENV)
-	$(VENV) -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(VENV) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: requirements.txt requirements-dev.txt | $(VENV)
-	$(VENV) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed
 
 # What `make eval` scores: the run named, else the newest, else one that is trained for it.

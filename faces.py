@@ -147,9 +147,9 @@ def decode_image(data: np.ndarray) -> np.ndarray:
 
 def png_is_whole(data: np.ndarray) -> bool:
     """False for a PNG in which a chunk claims to reach beyond the end: OpenCV would take up to 2 GB for its content."""
-    content = data.tobytes()
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
         return True
+    content = data.tobytes()
     position, kind = 8, b""
     while position + 8 <= len(content) and kind != b"IEND":
         kind = content[position + 4 : position + 8]
@@ -217,7 +217,8 @@ class Preprocess:
     """How a face crop becomes network input; stored in every checkpoint, so that use equals training.
 
     size_px: height and width; channels: 3 (RGB) or 1 (grey); mean and std: one value a channel, on the 0..1 scale;
-    margin: how much `crop_face` widens a detector's box to match the crops of the training data.
+    margin: how much `crop_face` widens a detector's box to match the crops of the training data; keep: the central share
+    of the picture's sides that is used, below 1 where training crops zoomed in, so that faces keep their size.
     """
 
     size_px: int
@@ -225,14 +226,17 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     margin: float = 0.0
+    keep: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"keep must lie in (0, 1], not be {self.keep}")
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"{self.channels} channels need as many values in mean {self.mean} and std {self.std}")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """An RGB (H, W, 3) or grey (H, W) uint8 image → float32 (channels, size_px, size_px)."""
-        image = to_channels(image, self.channels)
+        image = centre(to_channels(image, self.channels), self.keep)
         if image.shape[:2] != (self.size_px, self.size_px):
             shrinks = max(image.shape[:2]) > self.size_px
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -250,6 +254,14 @@ class Preprocess:
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
         """The inverse of `to_dict`, also after a detour through JSON (tuples as lists)."""
         return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+
+
+def centre(image: np.ndarray, keep: float) -> np.ndarray:
+    """The middle of an image (H, W) or (H, W, C), of `keep` times its sides, at least one pixel."""
+    height, width = image.shape[:2]
+    rows, columns = max(1, round(height * keep)), max(1, round(width * keep))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[top : top + rows, left : left + columns]
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -473,7 +473,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     dtype, reason = choose_precision(device, args.amp)
     print(f"device: {device}; precision: {reason}")
     spec = MODELS[args.model]
-    preprocess = Preprocess(args.img_size, spec.channels, spec.mean, spec.std)
+    preprocess = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
     train_set, val_set = prepare_data(args, preprocess)
 
     model = prepare_network(args, train_set.labels, preprocess).to(device)

@@ -565,7 +565,7 @@ def test_preprocess_leaves_its_input_alone() -> None:
 )
 def test_round_trip_through_dict_and_json(preprocess: Preprocess) -> None:
     values = preprocess.to_dict()
-    assert values.keys() == {"size_px", "channels", "mean", "std", "margin"}
+    assert values.keys() == {"size_px", "channels", "mean", "std", "margin", "keep"}
     assert Preprocess.from_dict(values) == preprocess
     back = Preprocess.from_dict(json.loads(json.dumps(values)))
     assert back == preprocess and hash(back) == hash(preprocess)  # tuples again, not lists
@@ -591,3 +591,16 @@ def test_margin_may_be_left_out() -> None:
 def test_wrong_numbers_of_values_are_refused(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=f"^{channels} channels need as many values in mean"):
         Preprocess(48, channels, mean, std)
+
+
+def test_preprocess_keeps_the_central_share():
+    image = np.arange(48 * 48, dtype=np.int64).reshape(48, 48) % 251
+    image = image.astype(np.uint8)
+    whole = faces.Preprocess(size_px=44, channels=1, mean=(0.0,), std=(1.0,))
+    kept = faces.Preprocess(size_px=44, channels=1, mean=(0.0,), std=(1.0,), keep=44 / 48)
+    np.testing.assert_array_equal(kept(image), whole(image[2:46, 2:46]))
+    assert faces.centre(np.zeros((1, 3)), 0.1).shape == (1, 1)  # never nothing
+    for keep in (0.0, 1.1):
+        with pytest.raises(ValueError, match="keep"):
+            faces.Preprocess(size_px=44, channels=1, mean=(0.0,), std=(1.0,), keep=keep)
+    assert faces.Preprocess.from_dict(kept.to_dict()) == kept
