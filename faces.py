@@ -11,14 +11,15 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-# OpenCV reads these once, when it is loaded. A picture above the limit is refused before memory is taken for it, and what
-# is wrong with a file is said by ImageError, in one line, not by OpenCV's log.
+# OpenCV reads its own limit once, when it is loaded; a picture above it is refused before memory is taken for it.
 MAX_PIXELS = 100_000_000
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+
+# What is wrong with a file is said by ImageError, in one line.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CROP_SIZE_MAX_PX = 256  # a picture up to this size that is nearly square may be a face crop already

@@ -418,8 +418,7 @@ def test_offline_weights(
     def offline(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.chdir(tmp_path)
     flags = ["--model", "resnet18", *short_training(drawn, tmp_path / "runs")[2:]]
     assert "--weights none" in error_of(capsys, *flags)
