@@ -48,6 +48,10 @@ $(VENV):
 NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
 CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed42/best.pth))
 
+# A face that the demo's network was not trained on.
+A_VAL_FACE := "import pyarrow.parquet as pq; \
+  print('runs/demo/data/' + pq.read_table('runs/demo/metadata_val.parquet')['path'][0].as_py())"
+
 # --- verbs --------------------------------------------------------------------------------------------------------------
 
 help: ## this list
@@ -65,13 +69,13 @@ demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 	$(PYTHON) sample_faces.py --out runs/demo/data
 	$(PYTHON) metadata_parallel.py --data runs/demo/data --out runs/demo
 	$(PYTHON) train.py --recipe demo --train_meta runs/demo/metadata_train.parquet \
-	  --val_meta runs/demo/metadata_val.parquet --runs runs/demo --exp run
-	$(PYTHON) evaluate.py runs/demo/run/best.pth --meta runs/demo/metadata_val.parquet
+	  --val_meta runs/demo/metadata_val.parquet --runs runs/demo --exp drawn_faces
+	$(PYTHON) evaluate.py runs/demo/drawn_faces/best.pth --meta runs/demo/metadata_val.parquet
 	$(PYTHON) fer_transform.py --meta runs/demo/metadata_train.parquet --img_size 64 --out runs/demo/batch.png
-	$(PYTHON) predict.py runs/demo/data/images/1.jpg --detector none --model runs/demo/run/best.pth
+	$(PYTHON) predict.py --detector none --model runs/demo/drawn_faces/best.pth "$$($(PYTHON) -c $(A_VAL_FACE))"
 	@echo
 	@echo "These faces are drawn: the figures show that the chain works, not how well it reads people."
-	@echo "Open runs/demo/run/confusion_matrix.png, runs/demo/run/training_history.png and runs/demo/batch.png."
+	@echo "Open runs/demo/drawn_faces/confusion_matrix.png, runs/demo/drawn_faces/training_history.png and runs/demo/batch.png."
 
 metadata: $(READY) ## index DATA (default: data/, else this folder) into metadata_*.parquet
 	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(ARGS)
