@@ -81,10 +81,10 @@ metadata: $(READY) ## index DATA (default: data/, else this folder) into metadat
 	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
-	$(PYTHON) train.py --model $(MODEL) $(if $(EXP),--exp $(EXP)) $(ARGS)
+	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,--model $(MODEL)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
 
-eval: $(READY) | metadata_train.parquet $(CHECKPOINT) ## score EXP, else the newest run; train first where there is none
-	$(PYTHON) evaluate.py $(CHECKPOINT) $(ARGS)
+eval: $(READY) | metadata_train.parquet $(if $(EXP),,$(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
+	$(PYTHON) evaluate.py "$(CHECKPOINT)" $(ARGS)
 
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }

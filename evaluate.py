@@ -252,11 +252,22 @@ def newest_run(runs: Path) -> Path:
     return checkpoints[-1]
 
 
-def default_meta(split: str | None) -> tuple[Path, str]:
-    """The parquet to score and its split: the test split where there is one and none is asked for."""
+def default_meta(split: str | None) -> Path:
+    """The parquet to score: that of the test split where there is one and no split is asked for."""
     if split is None:
         split = "test" if Path("metadata_test.parquet").is_file() else "val"
-    return Path(f"metadata_{split}.parquet"), split
+    return Path(f"metadata_{split}.parquet")
+
+
+def split_of(meta: Path, asked: str | None) -> str:
+    """The split whose rows a parquet holds. Raises EvaluationError for rows of several, or not of the one asked for."""
+    found = sorted(read_metadata(meta)[0]["split"].unique())
+    if len(found) != 1 or asked not in (None, found[0]):
+        raise EvaluationError(
+            f"{meta} holds rows of {', '.join(found) or 'no split'}, to be scored is {asked or 'one split'} – "
+            "give metadata_val.parquet or metadata_test.parquet"
+        )
+    return found[0]
 
 
 def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_dataset: bool) -> None:
@@ -347,13 +358,16 @@ def evaluate(
     values |= scores
     text = text_report(values, joined, labels.names)
     out.mkdir(parents=True, exist_ok=True)
+    # Every file twice: under the split's name, and as that of the split scored last.
     for name in ("metrics.json", f"metrics_{split}.json"):
         write_text(out / name, to_json(values, reasons))
-    write_text(out / "classification_report.txt", text)
+    for name in ("classification_report.txt", f"classification_report_{split}.txt"):
+        write_text(out / name, text)
     write_predictions(out / "predictions.parquet", dataset, joined, labels.names)
     counts = metrics.confusion_counts(joined.y_true, joined.y_pred, len(labels))
     title = f"{exp}: accuracy {values['accuracy']:.3f}, macro F1 {values['macro_f1']:.3f} on {split}, {len(dataset)} rows"
-    pictures = [out / "confusion_matrix.png", out / f"ConfusionMatrix_{model_name}.png"]
+    names = ("confusion_matrix.png", f"confusion_matrix_{split}.png", f"ConfusionMatrix_{model_name}.png")
+    pictures = [out / name for name in names]
     plot_confusion_matrix(counts, labels.names, title=title, paths=pictures)
     return values, text
 
@@ -388,10 +402,8 @@ def main(argv: list[str] | None = None) -> int:
             raise EvaluationError("--batch_size must be at least 1 and --workers at least 0")
         checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
         checkpoints = checkpoints or [newest_run(Path("runs"))]
-        meta, split = default_meta(args.split)
-        if args.meta is not None:
-            meta = args.meta
-            split = args.split or meta.stem.removeprefix("metadata_")
+        meta = args.meta or default_meta(args.split)
+        split = split_of(meta, args.split)
         members = load_members(checkpoints)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)

@@ -1,4 +1,4 @@
-"""`FERDataset`: parquet rows → tensors, with the training augmentations and the evaluation transform.
+"""`FERDataset`: from parquet rows to tensors, with the training augmentations and the evaluation transform.
 
 The evaluation transform is exactly `faces.Preprocess`, so that a photo at prediction time meets the network as the
 validation images did. As a script it writes a contact sheet of an augmented batch, to look at before training:
@@ -143,6 +143,10 @@ class FERDataset(Dataset):
         if self.images is not None:
             if not self.images.is_file():
                 raise MetadataError(f"{self.images} not found beside {parquet} – run: make metadata")
+            if data_root is not None:
+                raise MetadataError(
+                    f"--data_root: the pictures of {parquet} are in {self.images.name} beside it – leave it out"
+                )
             self.pixels = np.load(self.images, mmap_mode="r", allow_pickle=False)
             self.index = rows["index"].to_numpy(dtype=np.int64)
         else:
@@ -273,6 +277,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Write the contact sheet."""
     args = build_parser().parse_args(argv)
+    if args.seed < 0:
+        print("fer_transform.py: --seed must be at least 0", file=sys.stderr)
+        return 2
     if args.img_size < SIZE_MIN_PX or args.out.suffix.lower() != ".png":
         print(f"fer_transform.py: give --img_size of at least {SIZE_MIN_PX} and an --out that ends in .png", file=sys.stderr)
         return 2

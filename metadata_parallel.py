@@ -19,6 +19,7 @@ least one row and never all, by numpy's PCG64 with the seed; a class with one ro
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -543,12 +544,16 @@ def report(built: Built, out: Path) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a path's letters
     try:
         if args.inspect is not None:
             lines = inspect(args.inspect)
         else:
             if not 0 < args.val_fraction < 1:
                 raise MetadataError(f"--val_fraction {args.val_fraction}: give a part of train between 0 and 1, such as 0.2")
+            if args.seed < 0:
+                raise MetadataError(f"--seed {args.seed}: give a number from 0")
             if args.workers is not None and not 1 <= args.workers <= layouts.WORKERS_MAX:
                 raise MetadataError(f"--workers {args.workers}: give a number from 1 to {layouts.WORKERS_MAX}")
             built = build_metadata(
@@ -567,10 +572,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in lines:
             print(line)
     except (MetadataError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"metadata_parallel.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what an earlier run wrote is unchanged", file=sys.stderr)
+        print("metadata_parallel.py: interrupted; what an earlier run wrote is unchanged", file=sys.stderr)
         return 130
     return 0
 

@@ -271,12 +271,15 @@ def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any], *, h
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The dict in a torch file, on the CPU, with weights_only=True. Raises ModelError where that is not what it is."""
-    if not Path(path).is_file():
-        raise ModelError(f"{path} not found – train a network first: make train MODEL=lightcnn")
+    path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path} not found – is the path right? A network is made by: make train MODEL=lightcnn")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
-        raise ModelError(f"{path} is not a checkpoint that can be read safely ({type(error).__name__})") from error
+        raise ModelError(
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}) – give a best.pth"
+        ) from error
     if not isinstance(contents, dict):
         raise ModelError(f"{path} holds a {type(contents).__name__}, not a checkpoint – expected a dict of tensors")
     return contents

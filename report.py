@@ -1,4 +1,4 @@
-"""Run folders → results/<exp>/ → RESULTS.md.
+"""From run folders to results/<exp>/, and from there to RESULTS.md.
 
 Named runs are copied first: what is to be kept of them, and no picture of a face. RESULTS.md is then written from results/
 alone, so a fresh clone reproduces it to the byte.
@@ -29,6 +29,7 @@ KEPT = (
     "confusion_matrix.png",
     "training_history.png",
 )
+OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", "confusion_matrix.png")
 REQUIRED = ("run.json", "history.jsonl", "metrics.json")
 
 HEAD = """# Results
@@ -47,18 +48,31 @@ def keep_run(run: Path, results: Path) -> Path:
     """Copy what is to be kept of a run folder to results/<its name>. Raises ReportError where something is lacking."""
     missing = [name for name in REQUIRED if not (run / name).is_file()]
     if missing:
-        raise ReportError(f"{run} lacks {', '.join(missing)} – train and score it first: python evaluate.py {run}/best.pth")
+        raise ReportError(
+            f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run} "
+            "(an ensemble has no training to keep)"
+        )
+    quoted = quoted_split(run)
     target = results / run.resolve().name
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
+        # What evaluate.py writes for the split scored last is taken of the split that is quoted.
+        source = run / (name if name not in OF_ONE_SPLIT else name.replace(".", f"_{quoted}."))
         if name == "run.json":
-            contents = without_machine_paths(json.loads((run / name).read_text(encoding="utf-8")))
+            contents = without_machine_paths(json.loads(source.read_text(encoding="utf-8")))
             write_text(target / name, json.dumps(contents, indent=2) + "\n")
-        elif (run / name).is_file():
-            shutil.copyfile(run / name, target / name)
+        elif source.is_file():
+            shutil.copyfile(source, target / name)
         else:
             (target / name).unlink(missing_ok=True)
     return target
+
+
+def quoted_split(folder: Path) -> str:
+    """The split whose figures stand for a run: test where it was scored, else the one scored last."""
+    if (folder / "metrics_test.json").is_file():
+        return "test"
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["split"]
 
 
 def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +104,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
         raise ReportError(f"{folder} lacks {', '.join(missing)} – keep that run again: python report.py runs/{folder.name}")
-    test = folder / "metrics_test.json"
-    values = json.loads((test if test.is_file() else folder / "metrics.json").read_text(encoding="utf-8"))
+    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     values["run"] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     values["history"] = [json.loads(line) for line in lines]
@@ -202,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for run in args.runs:
             print(f"kept: {keep_run(run, args.results)}")
-        print(f"{args.out}: {write_results(args.results, args.out)} runs")
+        print(f"{args.out}: runs in it: {write_results(args.results, args.out)}")
     except (ReportError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2

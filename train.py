@@ -1,4 +1,4 @@
-"""Train a network by a recipe: recipe → loop → run folder.
+"""Train a network by a recipe: from recipe, through the loop, to a run folder.
 
 A recipe is a named set of defaults, one row of RECIPES for each documented system; any flag overrides it, and
 `--print_recipe` shows the result. `--model X` alone means recipe X.
@@ -297,7 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     flag("model", choices=sorted(MODELS), help="network; alone, also the recipe (default: lightcnn)")
     flag("recipe", choices=sorted(RECIPES), help="set of defaults, where it is not the model's own")
-    flag("print_recipe", action="store_true", help="show every setting as it would be used, and stop")
+    flag("print_recipe", action="store_true", help="show the recipe with your flags in it, and stop")
     flag("train_meta", default="metadata_train.parquet", help="default: %(default)s")
     flag("val_meta", default="metadata_val.parquet", help="default: %(default)s")
     flag("data_root", help="where the pictures are, if not where the parquet says")
@@ -339,10 +339,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 # The smallest and largest value of every number on the command line.
 LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (1, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 1),
-    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf), "lr": (0, math.inf),
-    "weight_decay": (0, math.inf), "grad_clip": (0, math.inf), "beta": (0, 1 - 1e-9), "label_smoothing": (0, 1),
-    "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf), "seed": (0, 2**32 - 1),
+    "epochs": (1, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
+    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
+    "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
+    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
+    "seed": (0, 2**32 - 1),
 }  # fmt: skip
 KEPT_BY_RESUME = ("recipe", "model", "affect", "label_set", "optimizer", "exp")
 
@@ -376,6 +377,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise TrainingError(f"--{name} must lie between {low} and {high}, not be {value}")
+    recipe = RECIPES[args.recipe]
+    if not LOSSES[args.loss] and any(getattr(args, name) != recipe[name] for name in ("weight_mode", "beta")):
+        raise TrainingError(f"--weight_mode and --beta do nothing with --loss {args.loss} – add --loss wce")
+    if not args.affect and args.reg_weight != recipe["reg_weight"]:
+        raise TrainingError("--reg_weight does nothing without a head for valence and arousal – add --affect")
+    if args.exp is not None and Path(args.exp).name != args.exp:
+        raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
     return args
 
 
@@ -403,9 +411,15 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
     }
     train_set = FERDataset(args.train_meta, labels=labels, augment=args.augment, seed=args.seed, **common)
     val_set = FERDataset(args.val_meta, labels=train_set.labels, **common)
-    for name, dataset in (("training", train_set), ("validation", val_set)):
+    for name, dataset, split in (("training", train_set, "train"), ("validation", val_set, "val")):
         left_out = f" ({dataset.left_out} left out)" if dataset.left_out else ""
         print(f"{name}: {len(dataset)} rows{left_out} of {dataset.labels.name}")
+        others = set(dataset.rows["split"]) - {split}
+        if others:
+            raise TrainingError(
+                f"the {name} parquet holds rows of {', '.join(sorted(others))} – give metadata_{split}.parquet: what is "
+                "trained or chosen on other splits says nothing about them"
+            )
     if train_set.info["split_id"] != val_set.info["split_id"]:
         print(f"note: {args.train_meta} and {args.val_meta} come from different splits and may share pictures")
     return train_set, val_set
@@ -515,6 +529,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             progress.update(past)
         if progress.exhausted:
             raise TrainingError(f"{args.resume} has stopped early – to go on all the same, add --patience 0")
+        if len(history) >= args.epochs:
+            raise TrainingError(f"{args.resume} has {len(history)} epochs already – to go on, give a larger --epochs")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
     record_run(folder, args, argv, device=device, precision=reason)
@@ -554,6 +570,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                     board.add_scalar(key, value, epoch)
             contents = description | {"epoch": epoch, "state_dict": model.state_dict(), "metrics": line}
             if best:
+                for scored in folder.glob("metrics*.json"):
+                    scored.unlink()  # figures of an earlier best.pth, in a resumed run
                 save_checkpoint(folder / "best.pth", contents)
                 if args.save_path:
                     save_checkpoint(args.save_path, contents)
@@ -580,7 +598,9 @@ def restore(
     """Put network, optimizer and scaler back as last.pth has them; returns the history. Raises TrainingError."""
     contents = read_checkpoint(path)
     if contents["split_id"] != split_id:
-        raise TrainingError(f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id}")
+        raise TrainingError(
+            f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id} – index as before"
+        )
     try:
         model.load_state_dict(contents["state_dict"])
         optimizer.load_state_dict(contents["optimizer"])
@@ -609,10 +629,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         last = Path(args.runs) / str(args.exp) / "last.pth"
-        advice = f"go on with: python train.py --resume {last}" if last.is_file() else "no epoch was finished: start again"
+        advice = (
+            f"go on with: python train.py --resume {shlex.quote(str(last))}"
+            if last.is_file()
+            else "no epoch was finished: start again"
+        )
         print(f"\ntrain.py: interrupted – {advice}", file=sys.stderr)
         return 130
-    print(f"score it: python evaluate.py {folder / 'best.pth'}")
+    print(f"score it: python evaluate.py {shlex.quote(str(folder / 'best.pth'))}")
     return 0
 
 

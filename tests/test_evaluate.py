@@ -322,15 +322,15 @@ def test_newest_run_and_test_split_by_default(
     for age_s, name in enumerate(("new", "old", "older")):
         path = write_checkpoint(Path("runs") / name / "best.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
         os.utime(path, (1_000_000 - age_s, 1_000_000 - age_s))
-    assert evaluate.main(["--data_root", "."]) == 0  # no test split here
+    assert evaluate.main([]) == 0  # no test split here
     assert sorted(path.name for path in Path("runs").glob("*/metrics_*.json")) == ["metrics_val.json"]
     shutil.copy(pixels / "metadata_test.parquet", tmp_path)
-    assert evaluate.main(["--data_root", "."]) == 0
+    assert evaluate.main([]) == 0
     assert {path.name for path in Path("runs/new").glob("metrics*.json")} == {
         "metrics.json", "metrics_val.json", "metrics_test.json",
     }  # fmt: skip
     assert metrics_of(Path("runs/new"))["split"] == "test"  # the split scored last
-    assert evaluate.main(["--data_root", ".", "--split", "val"]) == 0
+    assert evaluate.main(["--split", "val"]) == 0
     assert metrics_of(Path("runs/new"))["split"] == "val"
     assert not list(Path("runs/old").glob("*.json"))
 
@@ -351,3 +351,18 @@ def test_where_results_go() -> None:
     assert evaluate.output_folder([Path("a.pth")], Path("x"), cross_dataset=True) == Path("x")
     with pytest.raises(evaluate.EvaluationError, match="--out"):
         evaluate.output_folder([Path("runs/a/best.pth")], None, cross_dataset=True)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_rows_of_several_splits_are_no_split(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
+    error = error_of(capsys, path, "--meta", pixels / "metadata_all.parquet", "--out", tmp_path / "out")
+    assert "test, train, val" in error and "metadata_val.parquet" in error
+    error = error_of(capsys, path, "--meta", pixels / "metadata_test.parquet", "--split", "val", "--out", tmp_path / "out")
+    assert "holds rows of test, to be scored is val" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_in_one_file_have_no_data_root(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
+    assert "leave it out" in error_of(capsys, path, "--meta", pixels / "metadata_val.parquet", "--data_root", tmp_path)

@@ -771,11 +771,11 @@ def test_nothing_usable_is_an_error(tmp_path, capsys):
     assert not list(tmp_path.glob("metadata_*"))
 
 
-@pytest.mark.parametrize("words", ["--val_fraction 1.0", "--val-fraction 0.0", "--workers 0", "--workers 999"])
+@pytest.mark.parametrize("words", ["--val_fraction 1.0", "--val-fraction 0.0", "--workers 0", "--workers 999", "--seed -1"])
 def test_values_out_of_range(tmp_path, capsys, words):
     write_class_folders(tmp_path / "data", ["happy"])
     message = error_of(capsys, "--data", tmp_path / "data", "--out", tmp_path, *words.split())
-    assert message.startswith(f"{words.replace('val-', 'val_')}: give")
+    assert message.startswith(f"metadata_parallel.py: {words.replace('val-', 'val_')}: give")
 
 
 def test_data_is_the_default_folder(tmp_path, monkeypatch):

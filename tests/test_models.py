@@ -238,7 +238,7 @@ def test_pickled_objects_are_never_executed(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    assert "train a network first" in refused(tmp_path / "missing.pth")
+    assert "not found" in refused(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("accuracy 0.9\n" * 100)
     assert "safely" in refused(tmp_path / "text.pth")
     (tmp_path / "empty.pth").touch()

@@ -116,12 +116,19 @@ def test_links_lead_to_the_files(kept: Path) -> None:
     assert "(../results/short/confusion_matrix.png)" in (kept / "docs/RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_the_test_split_goes_before_the_last_one(kept: Path) -> None:
-    folder = kept / "results/short"
-    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+def test_the_test_split_goes_before_the_last_one(kept: Path, run: Path) -> None:
+    values = json.loads((run / "metrics.json").read_text(encoding="utf-8"))  # val was scored last
     test = values | {"split": "test", "accuracy": 0.123, "f1_contempt": None}
-    (folder / "metrics_test.json").write_text(json.dumps(test), encoding="utf-8")
-    assert report.main([]) == 0
+    (run / "metrics_test.json").write_text(json.dumps(test), encoding="utf-8")
+    (run / "classification_report_test.txt").write_text("of the test split", encoding="utf-8")
+    (run / "confusion_matrix_test.png").write_bytes(b"of the test split")
+    try:
+        assert report.main([str(run)]) == 0
+    finally:
+        for path in [*run.glob("*_test.*")]:
+            path.unlink()
+    for name in ("classification_report.txt", "confusion_matrix.png"):
+        assert (kept / "results/short" / name).read_bytes() == b"of the test split"
     text = (kept / "RESULTS.md").read_text(encoding="utf-8")
     assert "**0.123**" in text and "affectnet8, test, 23 rows" in text
     assert next(line for line in text.splitlines() if line.startswith("| short |")).endswith("| – |")
@@ -138,7 +145,7 @@ def test_nothing_kept_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.chdir(tmp_path)
     assert report.main([]) == 0
     assert "No run is kept yet" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "0 runs" in capsys.readouterr().out
+    assert "runs in it: 0" in capsys.readouterr().out
 
 
 def test_a_run_that_was_not_scored(

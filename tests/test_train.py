@@ -465,3 +465,45 @@ def test_freezing_flags_that_would_do_nothing_are_refused(
     assert train.main(["--model", "resnet18", "--weights", "none", "--unfreeze_all_at", "2", *common]) == 2
     assert "nothing is frozen" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_only_training_rows_are_trained_and_only_validation_rows_choose(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = short_training(drawn, tmp_path / "runs")
+    everything, val = str(drawn / "metadata_all.parquet"), str(drawn / "metadata_val.parquet")
+    assert "the training parquet holds rows of val" in error_of(capsys, *flags, "--train_meta", everything)
+    assert "the validation parquet holds rows of train" in error_of(capsys, *flags, "--val_meta", everything)
+    assert "the training parquet holds rows of val" in error_of(capsys, *flags, "--train_meta", val)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--weight_mode inv", "--loss wce"),
+        ("--beta 0.5", "--loss wce"),
+        ("--reg_weight 3 --no-affect", "--affect"),
+        ("--exp ../outside", "plain name"),
+        ("--lr 0", "--lr must lie between"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_harm(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    assert message in error_of(capsys, *short_training(drawn, tmp_path / "runs"), *words.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_better_network_does_not_keep_the_figures_of_the_last_one(drawn: Path, tmp_path: Path) -> None:
+    flags = [*short_training(drawn, tmp_path), "--exp", "a"]
+    assert train.main([*flags, "--epochs", "1"]) == 0
+    (tmp_path / "a" / "metrics_val.json").write_text("{}", encoding="utf-8")
+    assert train.main(["--resume", str(tmp_path / "a"), "--epochs", "4"]) == 0
+    assert read_checkpoint(tmp_path / "a" / "best.pth")["epoch"] > 1  # else this shows nothing
+    assert not (tmp_path / "a" / "metrics_val.json").exists()
+
+
+def test_a_finished_run_is_not_resumed(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*short_training(drawn, tmp_path), "--exp", "a", "--epochs", "1"]) == 0
+    assert "larger --epochs" in error_of(capsys, "--resume", str(tmp_path / "a"))
