@@ -421,6 +421,9 @@ def main(argv: list[str] | None = None) -> int:
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nevaluate.py: interrupted", file=sys.stderr)
+        return 130
     except torch.OutOfMemoryError:
         print(f"evaluate.py: out of memory – give a --batch_size below {args.batch_size}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModelError as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     if args.json:
         documents = [to_dict(result) for result in answers]
         # Escaped letters, so that every path survives every console.
@@ -198,4 +201,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends it quietly; Windows has no such signal
     sys.exit(main())
