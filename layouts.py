@@ -254,7 +254,7 @@ def _nothing_recognised(data: Path, layout: str) -> str:
         return f"{message} – try --data {fitting[0].as_posix()} (make metadata DATA={fitting[0].as_posix()})"
     if any(path.suffix.lower() in (".zip", ".tar", ".gz", ".rar", ".7z") for path in data.iterdir()):
         return f"{message} – unpack the archive first"
-    return message
+    return f"{message} – put a data set there (README.md says where they come from), or name its folder: --data DIR"
 
 
 def _contents(folder: Path, shown: int = 8) -> str:
