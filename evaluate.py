@@ -25,7 +25,7 @@ import metrics
 from fer_transform import FERDataset, default_workers, make_loader
 from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint
+from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint, memory_format
 
 BATCH_SIZE = 64  # of training's validation, too: another one changes the last digits
 
@@ -54,12 +54,12 @@ def run_inference(
     model: ExpressionNet, loader: torch.utils.data.DataLoader, *, device: torch.device, label: str = "scoring"
 ) -> Predictions:
     """Run the network in eval mode over a loader in row order. The model is left in eval mode on `device`."""
-    memory_format = torch.channels_last if device.type != "mps" else torch.contiguous_format
-    model.eval().to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+    layout = memory_format(device)
+    model.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
     logits, affect_pred, y_true, affect_true = [], [], [], []
     with torch.inference_mode():
         for images, y_cls, y_reg in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
-            output = model(images.to(device, non_blocking=True, memory_format=memory_format))
+            output = model(images.to(device, non_blocking=True, memory_format=layout))
             logits.append(output.logits.float().cpu().numpy())
             y_true.append(y_cls.numpy())
             affect_true.append(y_reg.numpy())

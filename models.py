@@ -330,6 +330,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of images and weights that convolutions are fastest in: channels last, but for MPS."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def choose_precision(device: torch.device, amp: bool | None = None) -> tuple[torch.dtype, str]:
     """The dtype that autocast uses, and why, in words. `amp` None decides by the device; False means float32.
 

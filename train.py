@@ -41,6 +41,7 @@ from models import (
     choose_precision,
     describe,
     load_pretrained,
+    memory_format,
     read_checkpoint,
     save_checkpoint,
 )
@@ -137,12 +138,12 @@ def train_one_epoch(
     Raises TrainingError when the loss is no longer a number.
     """
     model.train()
-    memory_format = torch.channels_last if device.type != "mps" else torch.contiguous_format
+    layout = memory_format(device)
     totals = np.zeros(4)  # loss, classification loss, affect loss, hits; each times rows
     rows = 0
     bar = tqdm(loader, desc=label, unit="batch", leave=False, disable=None)
     for images, y_cls, y_reg in bar:
-        images = images.to(device, non_blocking=True, memory_format=memory_format)
+        images = images.to(device, non_blocking=True, memory_format=layout)
         y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
         with autocast(device, dtype):
             output = model(images)
@@ -491,8 +492,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     train_set, val_set = prepare_data(args, preprocess)
 
     model = prepare_network(args, train_set.labels, preprocess).to(device)
-    if device.type != "mps":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
     affect_rows = int((~train_set.y_reg.isnan()).any(dim=1).sum())
     if args.affect and affect_rows == 0:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
