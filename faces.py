@@ -218,7 +218,8 @@ class Preprocess:
 
     size_px: height and width; channels: 3 (RGB) or 1 (grey); mean and std: one value a channel, on the 0..1 scale;
     margin: how much `crop_face` widens a detector's box to match the crops of the training data; keep: the central share
-    of the picture's sides that is used, below 1 where training crops zoomed in, so that faces keep their size.
+    of the picture's sides that is used, below 1 where training crops zoomed in, so that faces keep their size; order:
+    "rgb" or "bgr", that of the colours in the network input and of mean and std.
     """
 
     size_px: int
@@ -227,8 +228,11 @@ class Preprocess:
     std: tuple[float, ...]
     margin: float = 0.0
     keep: float = 1.0
+    order: str = "rgb"
 
     def __post_init__(self) -> None:
+        if self.order not in ("rgb", "bgr"):
+            raise ValueError(f"order must be rgb or bgr, not {self.order}")
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"keep must lie in (0, 1], not be {self.keep}")
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -242,6 +246,8 @@ class Preprocess:
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             image = cv2.resize(image, (self.size_px, self.size_px), interpolation=interpolation)
         image = image.reshape(self.size_px, self.size_px, self.channels)
+        if self.order == "bgr":
+            image = image[:, :, ::-1]
         mean = np.asarray(self.mean, dtype=np.float32) * 255.0
         scale = 1.0 / (np.asarray(self.std, dtype=np.float32) * 255.0)
         return np.ascontiguousarray(((image - mean) * scale).transpose(2, 0, 1), dtype=np.float32)  # (C, H, W)

@@ -67,7 +67,38 @@ def lightcnn_augmentation(size_px: int) -> list[Any]:
     ]
 
 
-AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {"report": report_augmentation, "lightcnn": lightcnn_augmentation}
+def two_phase_augmentation(size_px: int) -> list[Any]:
+    """The training augmentations of the two-phase document: flip, rotation and translation (one affine map), colour
+    jitter, random erasing (Zhong et al. 2020); the strengths are ours, as it states none."""
+    import albumentations as A
+
+    return [
+        A.Resize(size_px, size_px),
+        A.HorizontalFlip(p=0.5),
+        A.Affine(rotate=(-15, 15), translate_percent=(-0.1, 0.1), fill=0, p=1.0),
+        A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0, p=1.0),
+        A.Erasing(scale=(0.02, 0.2), ratio=(0.3, 3.3), fill=127, p=0.5),
+    ]
+
+
+def four_class_augmentation(size_px: int) -> list[Any]:
+    """The training augmentations of the four-class document: flip, ±10°, a crop of 90 to 100% of the sides; rotation and
+    crop as one affine map, so that training pictures are not softened twice."""
+    import albumentations as A
+
+    return [
+        A.Resize(size_px, size_px),
+        A.HorizontalFlip(p=0.5),
+        A.Affine(rotate=(-10, 10), scale=(1.0, 1 / 0.9), translate_percent=(-0.05, 0.05), fill=0, p=1.0),
+    ]
+
+
+AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {
+    "report": report_augmentation,
+    "lightcnn": lightcnn_augmentation,
+    "two_phase": two_phase_augmentation,
+    "four_class": four_class_augmentation,
+}
 
 
 class Augmentation:
@@ -82,13 +113,16 @@ class Augmentation:
 
         # Colour transforms and ISONoise need three channels, so grey networks are augmented in RGB and made grey after.
         to_grey = [A.ToGray(num_output_channels=1, p=1.0)] if preprocess.channels == 1 else []
-        normalize = A.Normalize(mean=preprocess.mean, std=preprocess.std, max_pixel_value=255.0)
+        step = -1 if preprocess.order == "bgr" else 1  # augmented in RGB, turned round after
+        normalize = A.Normalize(mean=preprocess.mean[::step], std=preprocess.std[::step], max_pixel_value=255.0)
+        self.flip_channels = preprocess.order == "bgr"
         self.compose = A.Compose([*AUGMENTATIONS[name](preprocess.size_px), *to_grey, normalize, A.ToTensorV2()])
 
     def __call__(self, image: np.ndarray, *seeds: int) -> Tensor:
         generator = np.random.default_rng(seeds)
         self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        return self.compose(image=to_channels(image, 3))["image"].float()
+        tensor = self.compose(image=to_channels(image, 3))["image"].float()
+        return tensor.flip(0) if self.flip_channels else tensor
 
 
 # --- dataset ------------------------------------------------------------------------------------------------------------

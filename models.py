@@ -13,19 +13,30 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from faces import Preprocess
 from labels import LabelSet, label_set_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What VGGFace2 weights want their input to be: as the multitask report has it, or, for ports of the authors' Caffe
+# networks, BGR on the 0..255 scale less VGGFace2's mean (91.4953, 103.8827, 131.0912).
+VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
+    "imagenet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "order": "rgb"},
+    "bgr255": {
+        "mean": (91.4953 / 255, 103.8827 / 255, 131.0912 / 255),
+        "std": (1 / 255, 1 / 255, 1 / 255),
+        "order": "bgr",
+    },
+}
 CHECKPOINT_FORMAT = 1
-TRAINING_STATE = ("optimizer", "scaler", "history", "args")  # what only a last.pth holds
+TRAINING_STATE = ("optimizer", "scaler", "history", "args")  # what using a network does not need
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 
@@ -40,15 +51,52 @@ class Output(NamedTuple):
     affect: Tensor | None
 
 
+class CosineClassifier(nn.Module):
+    """s·cos θ between the features and each class's weight vector: the head of ArcFace, and of LDAM's networks.
+
+    Margins belong to the training and stand in its loss. Always float32: near θ = 0 a cosine of fewer digits is 1.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, features))
+        nn.init.xavier_uniform_(self.weight)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            directions = functional.normalize(features.float(), dim=1)
+            return self.scale * functional.linear(directions, functional.normalize(self.weight.float(), dim=1))
+
+
+# (features, classes, scale) → the classification head. "arcface" and "cosine" differ in the training's margin alone.
+HEADS: dict[str, Callable[[int, int, float], Any]] = {
+    "softmax": lambda features, classes, scale: nn.Linear(features, classes),
+    "arcface": CosineClassifier,
+    "cosine": CosineClassifier,
+}
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What stands on top of a backbone: classes, a row of HEADS and its scale, valence and arousal or not, dropout."""
+
+    classes: int
+    affect: bool
+    dropout: float
+    head: str = "softmax"
+    scale: float = 30.0
+
+
 class ExpressionNet(nn.Module):
     """A backbone (N, C, H, W) → (N, features), dropout on the features, and the heads on top of it."""
 
-    def __init__(self, backbone: nn.Module, *, features: int, classes: int, affect: bool, dropout: float) -> None:
+    def __init__(self, backbone: nn.Module, features: int, heads: HeadSpec) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(features, classes)
-        self.regressor = nn.Linear(features, 2) if affect else None
+        self.dropout = nn.Dropout(heads.dropout)
+        self.classifier: Any = HEADS[heads.head](features, heads.classes, heads.scale)
+        self.regressor = nn.Linear(features, 2) if heads.affect else None
         self.frozen: tuple[str, ...] = ()
 
     def forward(self, images: Tensor) -> Output:
@@ -96,41 +144,124 @@ class LightCNN(nn.Sequential):
         super().__init__(*layers)
 
 
-def light_cnn(*, classes: int, affect: bool, dropout: float, preprocess: Preprocess) -> ExpressionNet:
-    """The light CNN; its dropout stands before the 128 features, and none after."""
-    backbone = LightCNN(channels=preprocess.channels, size_px=preprocess.size_px, dropout=dropout)
-    return ExpressionNet(backbone, features=128, classes=classes, affect=affect, dropout=0.0)
+def light_cnn(preprocess: Preprocess, *, dropout: float) -> tuple[nn.Module, int]:
+    """The light CNN's backbone and its number of features; its dropout stands before the features, and none after."""
+    return LightCNN(channels=preprocess.channels, size_px=preprocess.size_px, dropout=dropout), 128
 
 
-def resnet(depth: int) -> Callable[..., ExpressionNet]:
-    """A builder of the report's multitask network on torchvision's ResNet of this depth, its `fc` replaced by Identity."""
+class SpatialAttention(nn.Module):
+    """Weighs every place of feature maps (N, C, H, W): a 7×7 convolution over their mean and maximum, sigmoid (Woo et al.
+    2018, the spatial part)."""
 
-    def build(*, classes: int, affect: bool, dropout: float, preprocess: Preprocess) -> ExpressionNet:
-        from torchvision.models import get_model
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
-        backbone: Any = get_model(f"resnet{depth}", weights=None)
-        features = backbone.fc.in_features
-        backbone.fc = nn.Identity()
-        if preprocess.channels != 3:
-            backbone.conv1 = nn.Conv2d(preprocess.channels, 64, 7, stride=2, padding=3, bias=False)
+    def forward(self, maps: Tensor) -> Tensor:
+        summary = torch.cat([maps.mean(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)], dim=1)  # (N, 2, H, W)
+        return maps * self.conv(summary).sigmoid()
+
+
+class ChannelAttention(nn.Module):
+    """Weighs every channel of feature maps (N, C, H, W): a bottleneck of C/16 over their means, sigmoid (squeeze and
+    excitation, Hu et al. 2018); with `maximum`, added to the same bottleneck over their maxima (Woo et al. 2018)."""
+
+    def __init__(self, channels: int, *, maximum: bool) -> None:
+        super().__init__()
+        inner = max(8, channels // 16)
+        self.bottleneck = nn.Sequential(nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels))
+        self.maximum = maximum
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weights = self.bottleneck(maps.mean(dim=(2, 3)))
+        if self.maximum:
+            weights = weights + self.bottleneck(maps.amax(dim=(2, 3)))
+        return maps * weights.sigmoid()[:, :, None, None]
+
+
+# Attention on the last feature maps, by their number of channels.
+ATTENTION: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "spatial": SpatialAttention,
+    "se": lambda channels: ChannelAttention(channels, maximum=False),
+    "cbam": lambda channels: nn.Sequential(ChannelAttention(channels, maximum=True), SpatialAttention(channels)),
+}
+
+# A ResNet's first layers: kernel, stride and whether a max-pool follows. At 48 px layer1 sees 12, 24, 24 or 48 px.
+STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "pool": (3, 1, True), "stride1": (3, 1, False)}
+
+
+def torchvision_backbone(name: str, classifier: str, **options: Any) -> tuple[Any, int]:
+    """torchvision's network `name` with random weights, its last linear layer `classifier` replaced by Identity, and the
+    number of features which that layer took."""
+    from torchvision.models import get_model
+
+    backbone = get_model(name, weights=None, **options)
+    path, _, attribute = classifier.rpartition(".")
+    parent: Any = backbone.get_submodule(path)
+    last = getattr(parent, attribute) if not attribute.isdecimal() else parent[int(attribute)]
+    setattr(parent, attribute, nn.Identity())
+    return backbone, last.in_features
+
+
+def with_attention(backbone: Any, features: int, attention: str) -> None:
+    """Put a row of ATTENTION before the last pooling, where all other tensors keep their names."""
+    if attention != "none":
+        backbone.avgpool = nn.Sequential(ATTENTION[attention](features), backbone.avgpool)
+
+
+def resnet(depth: int) -> Callable[..., tuple[nn.Module, int]]:
+    """A builder of torchvision's ResNet of this depth, with a stem of STEMS and attention of ATTENTION."""
+
+    def build(preprocess: Preprocess, *, attention: str, stem: str) -> tuple[nn.Module, int]:
+        backbone, features = torchvision_backbone(f"resnet{depth}", "fc")
+        if preprocess.channels != 3 or stem != "imagenet":
+            kernel, stride, pool = STEMS[stem]
+            backbone.conv1 = nn.Conv2d(preprocess.channels, 64, kernel, stride, padding=kernel // 2, bias=False)
             nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        return ExpressionNet(backbone, features=features, classes=classes, affect=affect, dropout=dropout)
+            if not pool:
+                backbone.maxpool = nn.Identity()
+        with_attention(backbone, features, attention)
+        return backbone, features
 
     return build
 
 
+def convolutional(name: str, classifier: str) -> Callable[..., tuple[nn.Module, int]]:
+    """A builder of another of torchvision's convolutional networks, with attention of ATTENTION."""
+
+    def build(preprocess: Preprocess, *, attention: str) -> tuple[nn.Module, int]:
+        backbone, features = torchvision_backbone(name, classifier)
+        with_attention(backbone, features, attention)
+        return backbone, features
+
+    return build
+
+
+def vit(preprocess: Preprocess) -> tuple[nn.Module, int]:
+    """torchvision's ViT-B/16. Raises ModelError for sizes that its 16 px patches do not fill."""
+    if preprocess.size_px % 16:
+        raise ModelError(f"vit_b_16 sees patches of 16 px, which do not fill {preprocess.size_px} px – give --img_size 224")
+    return torchvision_backbone("vit_b_16", "heads.head", image_size=preprocess.size_px)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """A row of the registry: how a network is built, and the input it is meant for unless a recipe says otherwise."""
+    """A row of the registry: how a backbone is built, and the input it is meant for unless a recipe says otherwise.
 
-    build: Callable[..., ExpressionNet]
+    `options` are the builder's keyword arguments with their defaults; "dropout" among them stands in the backbone, not
+    before the heads.
+    """
+
+    build: Callable[..., tuple[nn.Module, int]]
     size_px: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dropout: float
-    keep: float  # of `Preprocess`
-    imagenet: str | None  # torchvision's name of the weights, None where there are none
+    keep: float = 1.0  # of `Preprocess`
+    imagenet: str | None = None  # torchvision's name of the weights, None where there are none
+    options: dict[str, Any] = field(default_factory=dict)
     # What the documents' staged freezing holds still: in stage one all but the last block, then all but the last two.
     stages: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
@@ -138,28 +269,64 @@ class ModelSpec:
 RESNET_STAGES = (("conv1", "bn1", "layer1", "layer2", "layer3"), ("conv1", "bn1", "layer1", "layer2"))
 
 
-def resnet_spec(depth: int) -> ModelSpec:
-    """The registry's row for a ResNet of the report."""
-    weights = f"ResNet{depth}_Weights.IMAGENET1K_V1"
-    return ModelSpec(resnet(depth), 224, 3, IMAGENET_MEAN, IMAGENET_STD, 0.7, 1.0, weights, RESNET_STAGES)
+def photo_spec(build: Callable[..., tuple[nn.Module, int]], imagenet: str, **fields: Any) -> ModelSpec:
+    """The registry's row for a network of 224 px photos in colour."""
+    return ModelSpec(build, 224, 3, IMAGENET_MEAN, IMAGENET_STD, 0.7, imagenet=f"{imagenet}_Weights.IMAGENET1K_V1", **fields)
+
+
+def resnet_spec(depth: int, attention: str = "none") -> ModelSpec:
+    """The registry's row for a ResNet of the documents."""
+    options = {"attention": attention, "stem": "imagenet"}
+    return photo_spec(resnet(depth), f"ResNet{depth}", options=options, stages=RESNET_STAGES)
 
 
 MODELS = {
     # 44 of 48 px, as its training crops: whole pictures cost it three points of accuracy on FER2013's PublicTest.
-    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, None),
+    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, options={"dropout": 0.3}),
     "resnet18": resnet_spec(18),
     "resnet34": resnet_spec(34),
     "resnet50": resnet_spec(50),
+    "resnet34_attention": resnet_spec(34, "spatial"),
+    "resnet18_gray": ModelSpec(
+        resnet(18), 48, 1, (0.0,), (1.0,), 0.0, options={"attention": "none", "stem": "imagenet"}, stages=RESNET_STAGES
+    ),
+    "efficientnet_b0": photo_spec(
+        convolutional("efficientnet_b0", "classifier.1"), "EfficientNet_B0", options={"attention": "none"}
+    ),
+    "convnext_tiny": photo_spec(
+        convolutional("convnext_tiny", "classifier.2"), "ConvNeXt_Tiny", options={"attention": "none"}
+    ),
+    "vit_b_16": photo_spec(vit, "ViT_B_16"),
 }
 
 
 def build_model(
-    name: str, *, classes: int, affect: bool, preprocess: Preprocess, dropout: float | None = None
+    name: str,
+    *,
+    classes: int,
+    affect: bool,
+    preprocess: Preprocess,
+    dropout: float | None = None,
+    head: str = "softmax",
+    scale: float = 30.0,
+    **options: Any,
 ) -> ExpressionNet:
-    """The network `name` of the registry with fresh weights; `dropout` defaults to the registry's. Raises KeyError."""
+    """The network `name` of the registry with fresh weights; `dropout` and `options` (attention, stem) that are None
+    default to the registry's. Raises KeyError for an unknown name, ModelError for an option that the network lacks.
+    """
     spec = MODELS[name]
+    given = {key: value for key, value in options.items() if value is not None}
+    lacking = given.keys() - spec.options.keys()
+    if lacking:
+        raise ModelError(f"{name} has no place for --{' and --'.join(sorted(lacking))} – leave it out")
     dropout = spec.dropout if dropout is None else dropout
-    return spec.build(classes=classes, affect=affect, dropout=dropout, preprocess=preprocess)
+    chosen = spec.options | given
+    inside = "dropout" in chosen
+    if inside:
+        chosen["dropout"] = dropout
+    backbone, features = spec.build(preprocess, **chosen)
+    heads = HeadSpec(classes, affect, dropout=0.0 if inside else dropout, head=head, scale=scale)
+    return ExpressionNet(backbone, features, heads)
 
 
 # --- weights from elsewhere ---------------------------------------------------------------------------------------------
@@ -223,6 +390,48 @@ def load_pretrained(model: ExpressionNet, *, name: str, weights: str, vggface2_c
     return load_backbone(model, state, origin=imagenet)
 
 
+def better_preprocess(model: ExpressionNet, chosen: str) -> str | None:
+    """The row of VGGFACE2_PREPROCESS that the network's weights were made with, where that is not the chosen one.
+
+    The first BatchNorm remembers the variance of the first convolution's output. Smooth noise with the spread of a photo
+    stands for the photos: the scales in question differ by a factor of 58, so their variances by more than 3,000.
+    """
+    statistics: Any = next(module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d))
+    convolution = next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
+    generator = torch.Generator().manual_seed(0)
+    noise = functional.interpolate(torch.randn(8, 3, 16, 16, generator=generator), size=(224, 224), mode="bilinear")
+    photos = 0.5 + 0.2 * noise / noise.std()  # on the 0..1 scale
+    distances = {}
+    for name, values in VGGFACE2_PREPROCESS.items():
+        mean, std = (torch.tensor(values[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+        with torch.no_grad():
+            variance = convolution((photos - mean) / std).var(dim=(0, 2, 3))
+        ratio = (statistics.running_var / variance.clamp(min=1e-12)).clamp(min=1e-12)
+        distances[name] = abs(ratio.log().median().item())
+    best = min(distances, key=distances.__getitem__)
+    return None if best == chosen else best
+
+
+def transfer(model: ExpressionNet, labels: LabelSet, source: "Checkpoint", *, origin: str) -> str:
+    """Start from another checkpoint: its backbone, and of its head the rows of the classes that `labels` also has, by
+    name. Returns one line on what was taken. Raises ModelError where the backbones differ.
+    """
+    line = load_backbone(model, source.model.backbone.state_dict(), origin=origin)
+    kept = []
+    own, others = model.classifier.state_dict(), source.model.classifier.state_dict()
+    if own.keys() == others.keys():
+        for index, name in enumerate(labels.names):
+            if name in source.labels.names:
+                kept.append(name)
+                for key, rows in own.items():
+                    rows[index] = others[key][source.labels.names.index(name)]
+        model.classifier.load_state_dict(own)
+    if model.regressor is not None and source.model.regressor is not None:
+        model.regressor.load_state_dict(source.model.regressor.state_dict())
+    fresh = [name for name in labels.names if name not in kept]
+    return f"{line}; head kept by name: {', '.join(kept) or 'nothing'}; new: {', '.join(fresh) or 'nothing'}"
+
+
 # --- checkpoints --------------------------------------------------------------------------------------------------------
 
 
@@ -235,14 +444,15 @@ class Checkpoint(NamedTuple):
     info: dict[str, Any]  # everything else in the file: model, epoch, metrics, split_id, versions, exp …
 
 
-def describe(
-    name: str, *, labels: LabelSet, preprocess: Preprocess, affect: bool, dropout: float | None = None
-) -> dict[str, Any]:
-    """The part of a checkpoint from which `load_checkpoint` rebuilds the network, in plain types."""
+def describe(name: str, *, labels: LabelSet, preprocess: Preprocess, affect: bool, **model_args: Any) -> dict[str, Any]:
+    """The part of a checkpoint from which `load_checkpoint` rebuilds the network, in plain types.
+
+    `model_args` are those of `build_model`: dropout, head, scale, attention, stem.
+    """
     return {
         "format": CHECKPOINT_FORMAT,
         "model": name,
-        "model_args": {"affect": affect, "dropout": dropout},
+        "model_args": {"affect": affect, **model_args},
         "label_set": labels.name,
         "labels": list(labels.names),
         "preprocess": preprocess.to_dict(),
@@ -285,9 +495,44 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
+# The imbalance-aware study saves {"backbone", "head", …}. Its classes are folders in alphabetical order, and it scores
+# whole pictures.
+STUDY_LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+STUDY_PREPROCESS = Preprocess(48, 1, (0.5,), (0.5,))
+STUDY_HEADS = {("fc.weight", "fc.bias"): "softmax", ("weight",): "arcface"}
+
+
+def from_study(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint of the imbalance-aware study as one of ours: the same tensors in the same order, under our names.
+
+    It does not say on which rows it was trained: its `split_id` is None. Raises ModelError where the tensors are not those
+    of the light CNN.
+    """
+    head = STUDY_HEADS.get(tuple(contents["head"]))
+    labels = LabelSet("custom", STUDY_LABELS)
+    arguments: dict[str, Any] = {"affect": False, "head": head or "softmax"}
+    model = build_model("lightcnn", classes=len(labels), preprocess=STUDY_PREPROCESS, **arguments)
+    own = model.state_dict()
+    tensors = [*contents["backbone"].values(), *contents["head"].values()]
+    if head is None or [tensor.shape for tensor in tensors] != [tensor.shape for tensor in own.values()]:
+        raise ModelError(
+            f"{path} is laid out like the imbalance-aware study's checkpoints, but its tensors are not those of the light "
+            "CNN with 7 classes – only those can be read"
+        )
+    description = describe("lightcnn", labels=labels, preprocess=STUDY_PREPROCESS, **arguments)
+    return description | {
+        "state_dict": dict(zip(own, tensors, strict=True)),
+        "epoch": contents.get("epoch"),
+        "recipe": "imbalance-aware study",
+        "split_id": None,
+    }
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contents of one of our checkpoints. Raises ModelError for other files."""
+    """The contents of one of our checkpoints, or of the imbalance-aware study's as one of ours. Raises ModelError."""
     contents = read_torch(path)
+    if isinstance(contents.get("backbone"), dict) and isinstance(contents.get("head"), dict):
+        return from_study(contents, path)
     missing = {"format", "model", "model_args", "labels", "preprocess", "state_dict"} - contents.keys()
     if missing:
         raise ModelError(f"{path} is not a checkpoint of this project (it lacks {', '.join(sorted(missing))})")

@@ -61,13 +61,22 @@ class Answer(NamedTuple):
 
 
 class EmotionPredictor:
-    """A network ready to use: `EmotionPredictor("best.pth").predict(image)`. Raises models.ModelError."""
+    """A network ready to use: `EmotionPredictor("best.pth").predict(image)`.
 
-    def __init__(self, path: str | os.PathLike[str] = SHIPPED_MODEL, *, device: str = "auto") -> None:
+    `use_gpu_if_available` False is device "cpu", in the four-class document's words. Raises models.ModelError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = SHIPPED_MODEL,
+        use_gpu_if_available: bool = True,
+        *,
+        device: str = "auto",
+    ) -> None:
         from models import choose_device, load_checkpoint
 
         checkpoint = load_checkpoint(path)
-        self.device = choose_device(device)
+        self.device = choose_device(device if use_gpu_if_available else "cpu")
         self.model = checkpoint.model.to(self.device)
         self.labels = checkpoint.labels
         self.preprocess = checkpoint.preprocess
@@ -86,6 +95,23 @@ class EmotionPredictor:
         else:
             crops = [crop_face(image, face, self.preprocess.margin) for face in faces]
         return self.classify(crops, faces), detected
+
+    def predict_emotion_from_frame(self, frame: np.ndarray, face: tuple[int, int, int, int]) -> tuple[str, int, np.ndarray]:
+        """One face of a camera's or cv2.imread's frame: its label, the label's index, and all probabilities (classes,).
+
+        frame: BGR, uint8 (H, W, 3); face: the box (x, y, w, h) in its pixels. Raises ValueError where frame or box is
+        not that, models.ModelError as `classify`.
+        """
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"a frame is BGR, uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
+        box = Face(*(int(value) for value in face), math.nan)
+        if box.w < 1 or box.h < 1 or not (-box.w < box.x < frame.shape[1] and -box.h < box.y < frame.shape[0]):
+            raise ValueError(f"the box {face} is (x, y, w, h) of no part of a frame of {frame.shape[1]}×{frame.shape[0]} px")
+        image = np.ascontiguousarray(frame[:, :, ::-1])
+        (prediction,) = self.classify([crop_face(image, box, self.preprocess.margin)], [box])
+        probabilities = np.array(list(prediction.probabilities.values()))
+        index = int(probabilities.argmax())
+        return self.labels.names[index], index, probabilities
 
     def classify(self, crops: list[np.ndarray], faces: list[Face]) -> list[FacePrediction]:
         """Predictions for face crops, RGB uint8 (H, W, 3) of any size, and the boxes they came from.

@@ -1,11 +1,13 @@
 """Train a network by a recipe: from recipe, through the loop, to a run folder.
 
-A recipe is a named set of defaults, one row of RECIPES for each documented system; any flag overrides it, and
-`--print_recipe` shows the result. `--model X` alone means recipe X.
+A recipe is a named set of defaults, one row of recipes.py for each documented system and variant; any flag overrides it,
+and `--print_recipe` shows the result. `--model X` alone means recipe X.
 
     python train.py --model lightcnn                      # the imbalance-aware document's E0
+    python train.py --recipe E5 --seed 40                 # its balanced sampler
     python train.py --model resnet50 --batch_size 32      # the multitask report
     python train.py --resume                              # go on with the newest run
+    python train.py --epochs 0 --resume best.pt --exp E5  # only score a checkpoint, as that document does
 """
 
 import argparse
@@ -15,7 +17,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,60 +25,50 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 from tqdm import tqdm
 
+import evaluate
 from evaluate import BATCH_SIZE, plot_history, run_inference, score, write_text
 from faces import Preprocess
 from fer_transform import AUGMENTATIONS, SIZE_MIN_PX, FERDataset, default_workers, make_loader
 from labels import LABEL_SETS, LabelSet
-from losses import LOSSES, WEIGHT_MODES, MultitaskLoss, build_loss, class_counts, describe_weights
+from losses import (
+    LOSSES,
+    REG_LOSSES,
+    SAMPLERS,
+    WEIGHT_MODES,
+    LossParts,
+    MultitaskLoss,
+    build_loss,
+    class_counts,
+    describe_weights,
+    row_weights,
+)
 from metadata_parallel import MetadataError
 from models import (
+    ATTENTION,
+    HEADS,
     MODELS,
+    STEMS,
+    VGGFACE2_PREPROCESS,
     ExpressionNet,
     ModelError,
+    better_preprocess,
     build_model,
     choose_device,
     choose_precision,
     describe,
+    load_checkpoint,
     load_pretrained,
     memory_format,
     read_checkpoint,
     save_checkpoint,
+    transfer,
 )
+from recipes import RECIPES
 
-# --- recipes ------------------------------------------------------------------------------------------------------------
-
-# The multitask report. `freeze_epochs` None: 3 with pretrained weights, as there; no freezing from random ones.
-MULTITASK: dict[str, Any] = {
-    "epochs": 100, "batch_size": 8, "img_size": 224, "augment": "report", "affect": True, "dropout": 0.7,
-    "weights": "auto", "freeze_epochs": None, "unfreeze_all_at": None,
-    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3, "schedule": "cosine", "warmup_epochs": 0, "grad_clip": None,
-    "loss": "wce", "weight_mode": "inv", "beta": 0.999, "label_smoothing": 0.1, "reg_weight": 0.5,
-    "select": "accuracy", "patience": 15, "save_path": None,
-}  # fmt: skip
-
-# E0 of the imbalance-aware document: softmax and cross-entropy, no rebalancing.
-LIGHTCNN: dict[str, Any] = {
-    "model": "lightcnn",
-    "epochs": 30, "batch_size": 256, "img_size": 48, "augment": "lightcnn", "affect": False, "dropout": 0.3,
-    "weights": "none", "freeze_epochs": None, "unfreeze_all_at": None,
-    "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "cosine", "warmup_epochs": 0, "grad_clip": 5.0,
-    "loss": "ce", "weight_mode": "inv_sqrt", "beta": 0.999, "label_smoothing": 0.0, "reg_weight": 0.5,
-    "select": "macro_f1", "patience": 0, "save_path": None,
-}  # fmt: skip
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "resnet50": MULTITASK | {"model": "resnet50", "save_path": "FER_resnet50.pth"},
-    "resnet34": MULTITASK | {"model": "resnet34"},
-    "resnet18": MULTITASK | {"model": "resnet18"},
-    "lightcnn": LIGHTCNN,
-    # A small multitask network for the demo's 1,920 drawn faces: small batches, as so few rows give few steps.
-    "demo": LIGHTCNN
-    | {"affect": True, "epochs": 12, "batch_size": 16, "dropout": 0.0, "warmup_epochs": 2, "reg_weight": 1.0}
-    | {"select": "accuracy"},
-}
+# --- what a recipe names ------------------------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -84,25 +76,54 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options),
 }
 
-# Share of --lr at a point of the training, 0 at its start and 1 at its end.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    "constant": lambda progress: 1.0,
-}
-
 
 class TrainingError(Exception):
     """A training that cannot start or go on; the message is one line and says what to do next."""
 
 
-def learning_rate_factor(epoch: int, *, schedule: str, epochs: int, warmup_epochs: int) -> float:
+def plateau_factor(losses: Sequence[float], *, patience: int, gamma: float) -> float:
+    """ReduceLROnPlateau: the share of --lr after epochs with these validation losses.
+
+    Every time that more than `patience` epochs in a row have not gone 0.01% below the best, the rate is multiplied by
+    `gamma`. A function of the history, so that a resumed run needs no more than that.
+    """
+    parameter = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+    for loss in losses:
+        scheduler.step(loss)
+    return optimizer.param_groups[0]["lr"]
+
+
+SCHEDULES = ("constant", "cosine", "plateau", "step")
+
+
+def learning_rate_factor(
+    epoch: int,
+    *,
+    schedule: str,
+    epochs: int,
+    warmup_epochs: int,
+    step_epochs: int = 7,
+    gamma: float = 0.1,
+    plateau_patience: int = 2,
+    val_losses: Sequence[float] = (),
+) -> float:
     """Share of --lr in an epoch, counted from 1: a linear warm-up, then the schedule over the rest.
 
-    Without warm-up, "cosine" is CosineAnnealingLR with T_max = epochs.
+    Without warm-up, "cosine" is CosineAnnealingLR with T_max = epochs and "step" StepLR(step_epochs, gamma). Raises
+    KeyError for an unknown schedule.
     """
     if epoch <= warmup_epochs:
         return epoch / (warmup_epochs + 1)
-    return SCHEDULES[schedule]((epoch - 1 - warmup_epochs) / max(1, epochs - warmup_epochs))
+    done = epoch - 1 - warmup_epochs
+    factors: dict[str, Callable[[], float]] = {
+        "constant": lambda: 1.0,
+        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * done / max(1, epochs - warmup_epochs))),
+        "plateau": lambda: plateau_factor(val_losses, patience=plateau_patience, gamma=gamma),
+        "step": lambda: gamma ** (done // step_epochs),
+    }
+    return factors[schedule]()
 
 
 def frozen_in_epoch(
@@ -131,11 +152,13 @@ def train_one_epoch(
     device: torch.device,
     dtype: torch.dtype,
     grad_clip: float | None,
+    mixup: float,
     label: str,
 ) -> dict[str, float]:
     """One pass over the training rows; returns the means of the losses and the accuracy, all on augmented images.
 
-    Raises TrainingError when the loss is no longer a number.
+    `mixup` > 0 blends every batch with itself in another order, in shares drawn from Beta(mixup, mixup) (Zhang et al.
+    2018); the accuracy then counts the label of the larger share. Raises TrainingError when the loss is no longer a number.
     """
     model.train()
     layout = memory_format(device)
@@ -145,9 +168,16 @@ def train_one_epoch(
     for images, y_cls, y_reg in bar:
         images = images.to(device, non_blocking=True, memory_format=layout)
         y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
+        share, other = mixup_share(mixup), None
+        if share < 1.0:
+            other = torch.randperm(len(y_cls)).to(device)
+            images = (share * images + (1.0 - share) * images[other]).contiguous(memory_format=layout)
         with autocast(device, dtype):
             output = model(images)
         loss = criterion(output.logits, output.affect, y_cls, y_reg)
+        if other is not None:
+            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other])
+            loss = LossParts(*(share * a + (1.0 - share) * b for a, b in zip(loss, second, strict=True)))
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss.total).backward()
         if grad_clip is not None:
@@ -165,6 +195,14 @@ def train_one_epoch(
         bar.set_postfix(loss=f"{totals[0] / rows:.3f}", refresh=False)
     means = totals / rows
     return dict(zip(("train_loss", "train_loss_cls", "train_loss_reg", "train_accuracy"), means.tolist(), strict=True))
+
+
+def mixup_share(alpha: float) -> float:
+    """The larger share of a mixup, max(λ, 1 − λ) with λ from Beta(alpha, alpha); 1 without mixup."""
+    if alpha == 0.0:
+        return 1.0
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    return max(share, 1.0 - share)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -301,6 +339,10 @@ def build_parser() -> argparse.ArgumentParser:
     flag("print_recipe", action="store_true", help="show the recipe with your flags in it, and stop")
     flag("train_meta", default="metadata_train.parquet", help="default: %(default)s")
     flag("val_meta", default="metadata_val.parquet", help="default: %(default)s")
+    flag("test_meta", help="parquet of the test split (default: metadata_test.parquet beside --val_meta)")
+    flag(
+        "score_test", action=argparse.BooleanOptionalAction, help="after training, score the best checkpoint on --test_meta"
+    )
     flag("data_root", help="where the pictures are, if not where the parquet says")
     flag("label_set", choices=sorted(LABEL_SETS), help="classes to train, by name (default: the parquet's)")
     flag("drop_invalid_va", action="store_true", help="leave out rows without valence and arousal, as the report does")
@@ -310,27 +352,54 @@ def build_parser() -> argparse.ArgumentParser:
     flag("augment", choices=sorted(AUGMENTATIONS), help="training augmentations")
     flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
     flag("dropout", type=float)
+    flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")
+    flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
+    flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
+    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
+    flag("stem", choices=sorted(STEMS), help="first layers of a ResNet (default: imagenet, 7×7 stride 2 and max-pool)")
+    flag("init", metavar="CKPT", help="start from this checkpoint: its backbone, and its head's rows by label name")
     flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
     flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
+    flag(
+        "vggface2_preprocess", choices=sorted(VGGFACE2_PREPROCESS), help="input that those weights want: bgr255 for Caffe's"
+    )
     flag("freeze_epochs", type=int, help="epochs of stage one, in which only the last block and the heads train")
     flag("unfreeze_all_at", type=int, help="epoch (from 1) from which the whole backbone trains")
     flag("optimizer", choices=sorted(OPTIMIZERS))
-    flag("lr", type=float)
+    flag("lr", type=float, help="learning rate")
+    flag("backbone_lr", type=float, help="learning rate of the backbone, where it is not --lr")
     flag("weight_decay", type=float)
-    flag("schedule", choices=sorted(SCHEDULES), help="learning rate over the epochs")
+    flag("schedule", choices=SCHEDULES, help="learning rate over the epochs")
+    flag("step_epochs", type=int, help="epochs between the steps of --schedule step")
+    flag("gamma", type=float, help="factor of each step of --schedule step and plateau")
+    flag("plateau_patience", type=int, help="epochs without a lower validation loss that --schedule plateau lets pass")
     flag("warmup_epochs", type=int)
     flag("grad_clip", type=float, help="largest gradient norm (default: by recipe, else none)")
-    flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted")
-    flag("weight_mode", choices=sorted(WEIGHT_MODES), help="how wce weights a class by its rows")
+    flag("sampler", choices=sorted(SAMPLERS), help="balanced draws rows by 1/√frequency of their class")
+    flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
+    flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
+    flag("focal_gamma", type=float, help="γ of --loss focal")
+    flag(
+        "weight_mode",
+        choices=sorted(WEIGHT_MODES),
+        help="how a weighted loss (wce, focal, ldam) weights a class by its rows",
+    )
     flag("beta", type=float, help="of --weight_mode effective")
+    flag("drw_epoch", type=int, help="epoch (from 1) from which the class weights apply: deferred re-weighting")
+    flag("tau", type=float, help="strength of --loss logit_adjusted")
     flag("label_smoothing", type=float)
+    flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
     flag("reg_weight", type=float, help="weight of the valence/arousal loss")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
+    flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
     flag("save_path", help="also copy the best checkpoint here")
     flag("exp", help="name of the run folder (default: the recipe and seed, with a number where that is taken)")
     flag("runs", default="runs", help="folder of the run folders (default: %(default)s)")
-    flag("resume", nargs="?", const="newest", metavar="CKPT", help="go on with a last.pth (default: the newest run's)")
+    flag(
+        "resume", nargs="?", const="newest", metavar="CKPT",
+        help="go on with a last.pth (default: the newest run's); with --epochs 0 score this checkpoint, and no more",
+    )  # fmt: skip
     flag("seed", type=int, default=42, help="default: %(default)s")
     flag("workers", type=int, help="loader processes (default: by platform)")
     flag("device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -340,13 +409,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 # The smallest and largest value of every number on the command line.
 LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (1, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
+    "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
     "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
     "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
+    "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
+    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "focal_gamma": (0, math.inf),
+    "drw_epoch": (1, math.inf), "tau": (0, math.inf),
     "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }  # fmt: skip
-KEPT_BY_RESUME = ("recipe", "model", "affect", "label_set", "optimizer", "exp")
+KEPT_BY_RESUME = ("recipe", "model", "affect", "head", "attention", "stem", "label_set", "optimizer", "exp")
+
+# Settings that do nothing unless another one has these values: (settings, the other, its values).
+NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
+    (("arc_m",), "head", ("arcface",)),
+    (("arc_s",), "head", ("arcface", "cosine")),
+    (("weight_mode", "beta", "drw_epoch"), "loss", tuple(name for name, row in LOSSES.items() if row.weighted)),
+    (("focal_gamma",), "loss", tuple(name for name, row in LOSSES.items() if row.focal)),
+    (("tau",), "loss", tuple(name for name, row in LOSSES.items() if row.adjusted)),
+    (("step_epochs",), "schedule", ("step",)),
+    (("plateau_patience",), "schedule", ("plateau",)),
+    (("gamma",), "schedule", ("step", "plateau")),
+    (("reg_loss", "reg_weight"), "affect", (True,)),
+    (("vggface2_preprocess",), "weights", ("auto", "vggface2")),
+)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -356,13 +442,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
-    if first.resume is not None:
+    scores_only = first.epochs == 0
+    if scores_only and first.resume in (None, "newest"):
+        raise TrainingError("--epochs 0 trains nothing – give the checkpoint to score: --resume CKPT")
+    if first.resume is not None and not scores_only:
         path = resume_path(first)
         stored = read_checkpoint(path)
         if "args" not in stored:
             raise TrainingError(f"{path} cannot be resumed: it holds the network alone – give the run's last.pth")
         kept = stored["args"] | {"runs": str(path.parent.parent), "exp": path.parent.name}
-        parser.set_defaults(**kept)
+        parser.set_defaults(**RECIPES[kept["recipe"]] | kept)
         args = parser.parse_args(argv)
         args.resume, args.runs = str(path), kept["runs"]
         for name in KEPT_BY_RESUME:
@@ -379,10 +468,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         if value is not None and not low <= value <= high:
             raise TrainingError(f"--{name} must lie between {low} and {high}, not be {value}")
     recipe = RECIPES[args.recipe]
-    if not LOSSES[args.loss] and any(getattr(args, name) != recipe[name] for name in ("weight_mode", "beta")):
-        raise TrainingError(f"--weight_mode and --beta do nothing with --loss {args.loss} – add --loss wce")
-    if not args.affect and args.reg_weight != recipe["reg_weight"]:
-        raise TrainingError("--reg_weight does nothing without a head for valence and arousal – add --affect")
+    for names, other, values in NEEDS:
+        idle = [name for name in names if getattr(args, name) != recipe[name]]
+        if idle and getattr(args, other) not in values:
+            advice = " or ".join(f"--{other} {value}" if value is not True else f"--{other}" for value in values)
+            raise TrainingError(f"--{idle[0]} does nothing here – add {advice}")
+    if LOSSES[args.loss].margins and args.head == "softmax":
+        raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
+    if args.init is not None and args.weights != "none":
+        raise TrainingError(f"--init and --weights {args.weights} both say what to start from – leave one out")
     if args.exp is not None and Path(args.exp).name != args.exp:
         raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
     return args
@@ -426,6 +520,23 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
     return train_set, val_set
 
 
+def choose_preprocess(args: argparse.Namespace) -> Preprocess:
+    """How pictures become input of the network that `args` names. Raises TrainingError."""
+    spec = MODELS[args.model]
+    values: dict[str, Any] = {"mean": spec.mean, "std": spec.std}
+    if args.vggface2_preprocess != "imagenet":
+        if spec.channels != 3:
+            raise TrainingError(f"--vggface2_preprocess: {args.model} sees grey pictures – leave it out")
+        values = VGGFACE2_PREPROCESS[args.vggface2_preprocess]
+    return Preprocess(size_px=args.img_size, channels=spec.channels, keep=spec.keep, **values)
+
+
+def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `build_model` that a checkpoint keeps, in plain types."""
+    chosen = {"affect": args.affect, "dropout": args.dropout, "head": args.head, "scale": args.arc_s}
+    return chosen | {name: getattr(args, name) for name in ("attention", "stem") if getattr(args, name) is not None}
+
+
 def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Preprocess) -> ExpressionNet:
     """The network with its initial weights; a resumed run gets its own later. Raises ModelError or TrainingError.
 
@@ -435,15 +546,44 @@ def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Prep
     if args.freeze_epochs is not None and not any(stages):
         raise TrainingError(f"--freeze_epochs: {args.model} has no stages to freeze – leave it out")
     torch.manual_seed(args.seed)
-    model = build_model(args.model, classes=len(labels), affect=args.affect, preprocess=preprocess, dropout=args.dropout)
+    model = build_model(args.model, classes=len(labels), preprocess=preprocess, **network_arguments(args))
     if args.resume is None:
-        pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
-        print(f"weights: {pretrained}")
-        if args.freeze_epochs is None and args.weights != "none" and any(stages):
-            args.freeze_epochs = 3  # the report's default, for pretrained weights only
+        if args.init is not None:
+            print(f"weights: {transfer(model, labels, load_checkpoint(args.init), origin=args.init)}")
+        else:
+            pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
+            print(f"weights: {pretrained}")
+            if pretrained.startswith(args.vggface2_ckpt) and (better := better_preprocess(model, args.vggface2_preprocess)):
+                print(
+                    f"warning: the first BatchNorm of {args.vggface2_ckpt} has seen other input than "
+                    f"--vggface2_preprocess {args.vggface2_preprocess} gives: {better} fits it"
+                )
+        if args.freeze_epochs is None and args.weights != "none" and any(stages) and args.affect:
+            args.freeze_epochs = 3  # the multitask report's default, for pretrained weights only
     if args.unfreeze_all_at is not None and args.freeze_epochs is None:
         raise TrainingError("--unfreeze_all_at: nothing is frozen here – give --freeze_epochs too, or leave it out")
     return model
+
+
+def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.optim.Optimizer:
+    """One optimizer over all parameters: frozen ones get no gradient, and so neither step nor decay.
+
+    With --backbone_lr the backbone is a group of its own; each group knows its `share` of --lr.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "share": 1.0}]
+    if args.backbone_lr is not None:
+        backbone = list(model.backbone.parameters())
+        heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+        groups = [{"params": backbone, "share": args.backbone_lr / args.lr}, {"params": heads, "share": 1.0}]
+    return OPTIMIZERS[args.optimizer](groups, lr=args.lr, weight_decay=args.weight_decay)
+
+
+def prepare_order(args: argparse.Namespace, dataset: FERDataset, generator: torch.Generator) -> Sampler[int]:
+    """The order of the training rows by --sampler: each once, or drawn with replacement, as many as there are."""
+    weights = row_weights(dataset.y_cls, len(dataset.labels), args.sampler)
+    if weights is None:
+        return RandomSampler(dataset, generator=generator)
+    return WeightedRandomSampler(weights.tolist(), len(dataset), generator=generator)
 
 
 def choose_folder(args: argparse.Namespace) -> Path:
@@ -456,10 +596,17 @@ def choose_folder(args: argparse.Namespace) -> Path:
     return runs / args.exp
 
 
-def start_epoch(args: argparse.Namespace, epoch: int, model: ExpressionNet, optimizer: torch.optim.Optimizer) -> float:
-    """Freeze and unfreeze, set the learning rate, which is returned, and the random numbers of this epoch.
+def start_epoch(
+    args: argparse.Namespace,
+    epoch: int,
+    model: ExpressionNet,
+    criterion: MultitaskLoss,
+    optimizer: torch.optim.Optimizer,
+    history: Sequence[dict[str, float]],
+) -> float:
+    """Freeze and unfreeze, set class weights on or off, the learning rate, which is returned, and the random numbers.
 
-    They are a function of (seed, epoch), so that a resumed run equals an uninterrupted one.
+    All are functions of the settings, the epoch and the history, so that a resumed run equals an uninterrupted one.
     """
     frozen = frozen_in_epoch(
         epoch,
@@ -470,9 +617,19 @@ def start_epoch(args: argparse.Namespace, epoch: int, model: ExpressionNet, opti
     if frozen != model.frozen:
         model.freeze(frozen)
         print(f"epoch {epoch}: {'frozen: ' + ', '.join(frozen) if frozen else 'the whole network trains'}")
-    lr = args.lr * learning_rate_factor(epoch, schedule=args.schedule, epochs=args.epochs, warmup_epochs=args.warmup_epochs)
+    criterion.weighting = args.drw_epoch is None or epoch >= args.drw_epoch
+    lr = args.lr * learning_rate_factor(
+        epoch,
+        schedule=args.schedule,
+        epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        step_epochs=args.step_epochs,
+        gamma=args.gamma,
+        plateau_patience=args.plateau_patience,
+        val_losses=[line["val_loss"] for line in history],
+    )
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
     torch.manual_seed(epoch_seed(args.seed, epoch))
     return lr
 
@@ -487,8 +644,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     device = choose_device(args.device)
     dtype, reason = choose_precision(device, args.amp)
     print(f"device: {device}; precision: {reason}")
-    spec = MODELS[args.model]
-    preprocess = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
+    preprocess = choose_preprocess(args)
     train_set, val_set = prepare_data(args, preprocess)
 
     model = prepare_network(args, train_set.labels, preprocess).to(device)
@@ -503,12 +659,16 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         counts=counts,
         weight_mode=args.weight_mode,
         beta=args.beta,
+        tau=args.tau,
+        focal_gamma=args.focal_gamma,
+        scale=args.arc_s,
+        arcface_margin=args.arc_m if args.head == "arcface" else None,
         label_smoothing=args.label_smoothing,
+        reg_loss=args.reg_loss,
         reg_weight=args.reg_weight,
     ).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
-    # One optimizer over all parameters: frozen ones get no gradient, and so neither step nor decay.
-    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = prepare_optimizer(args, model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     order = torch.Generator()
     workers = default_workers(device) if args.workers is None else args.workers
@@ -517,7 +677,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         batch_size=args.batch_size,
         workers=workers,
         device=device,
-        sampler=RandomSampler(train_set, generator=order),
+        sampler=prepare_order(args, train_set, order),
     )
     val_loader = make_loader(val_set, batch_size=BATCH_SIZE, workers=workers, device=device)
 
@@ -537,16 +697,15 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    description = describe(
-        args.model, labels=train_set.labels, preprocess=preprocess, affect=args.affect, dropout=args.dropout
-    )
+    description = describe(args.model, labels=train_set.labels, preprocess=preprocess, **network_arguments(args))
     description |= {"exp": args.exp, "recipe": args.recipe, "seed": args.seed}
     description |= {"split_id": train_set.info["split_id"], "affect_rows": affect_rows}
+    description |= {"class_counts": dict(zip(train_set.labels.names, counts.long().tolist(), strict=True))}
     print(f"run folder: {folder} (curves: make tensorboard)")
     with SummaryWriter(str(folder), purge_step=len(history) + 1) as board:
         for epoch in range(len(history) + 1, args.epochs + 1):
             start = time.monotonic()
-            lr = start_epoch(args, epoch, model, optimizer)
+            lr = start_epoch(args, epoch, model, criterion, optimizer, history)
             order.manual_seed(epoch_seed(args.seed, epoch))
             train_set.set_epoch(epoch)
             line: dict[str, float] = {"epoch": epoch, "lr": lr}
@@ -559,6 +718,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 device=device,
                 dtype=dtype,
                 grad_clip=args.grad_clip,
+                mixup=args.mixup,
                 label=f"epoch {epoch}/{args.epochs}",
             )
             line |= validate(model, val_loader, criterion, device=device, label="validation")
@@ -572,9 +732,10 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             if best:
                 for scored in folder.glob("metrics*.json"):
                     scored.unlink()  # figures of an earlier best.pth, in a resumed run
-                save_checkpoint(folder / "best.pth", contents)
+                chosen = contents | ({"optimizer": optimizer.state_dict()} if args.save_optimizer else {})
+                save_checkpoint(folder / "best.pth", chosen)
                 if args.save_path:
-                    save_checkpoint(args.save_path, contents)
+                    save_checkpoint(args.save_path, chosen)
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
             save_checkpoint(folder / "last.pth", contents | state | {"args": vars(args)})
             append_history(folder / "history.jsonl", history)
@@ -584,10 +745,10 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 print(f"stopped: neither accuracy nor RMSE has improved for {args.patience} epochs")
                 break
     plot_history(history, folder / "training_history.png", chosen_epoch=progress.best_epoch)
-    chosen = history[progress.best_epoch - 1]
+    line = history[progress.best_epoch - 1]
     print(
-        f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {chosen['accuracy']:.4f}, "
-        f"macro F1 {chosen['macro_f1']:.4f}; {sum(line['time_s'] for line in history) / 60:.1f} minutes in all"
+        f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {line['accuracy']:.4f}, "
+        f"macro F1 {line['macro_f1']:.4f}; {sum(line['time_s'] for line in history) / 60:.1f} minutes in all"
     )
     return folder
 
@@ -611,6 +772,15 @@ def restore(
     return contents["history"]
 
 
+def score_checkpoint(args: argparse.Namespace, checkpoint: str, meta: Path, folder: Path | None) -> int:
+    """Hand a checkpoint to evaluate.py, as `make eval` does; returns its status."""
+    flags = ["--meta", str(meta), "--device", args.device]
+    flags += ["--out", str(folder)] if folder is not None else []
+    flags += ["--data_root", args.data_root] if args.data_root is not None else []
+    flags += ["--workers", str(args.workers)] if args.workers is not None else []
+    return evaluate.main([checkpoint, *flags])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train; status 2 with one line where that cannot be done, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
@@ -620,6 +790,11 @@ def main(argv: list[str] | None = None) -> int:
             del args.print_recipe
             print(json.dumps(vars(args), indent=2))
             return 0
+        beside = Path(args.val_meta).with_name("metadata_test.parquet")
+        test_meta = Path(args.test_meta) if args.test_meta is not None else beside
+        if args.epochs == 0:
+            meta = test_meta if test_meta.is_file() or args.test_meta is not None else Path(args.val_meta)
+            return score_checkpoint(args, args.resume, meta, Path(args.runs) / args.exp if args.exp else None)
         folder = train(args, argv)
     except (TrainingError, MetadataError, ModelError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -636,7 +811,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"\ntrain.py: interrupted – {advice}", file=sys.stderr)
         return 130
-    print(f"score it: python evaluate.py {shlex.quote(str(folder / 'best.pth'))}")
+    best = str(folder / "best.pth")
+    if args.score_test and test_meta.is_file():
+        return score_checkpoint(args, best, test_meta, None)
+    if args.score_test:
+        print(f"{test_meta} is not there, so there is no test split to score")
+    print(f"score it: python evaluate.py {shlex.quote(best)}")
     return 0
 
 

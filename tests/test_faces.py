@@ -565,7 +565,7 @@ def test_preprocess_leaves_its_input_alone() -> None:
 )
 def test_round_trip_through_dict_and_json(preprocess: Preprocess) -> None:
     values = preprocess.to_dict()
-    assert values.keys() == {"size_px", "channels", "mean", "std", "margin", "keep"}
+    assert values.keys() == {"size_px", "channels", "mean", "std", "margin", "keep", "order"}
     assert Preprocess.from_dict(values) == preprocess
     back = Preprocess.from_dict(json.loads(json.dumps(values)))
     assert back == preprocess and hash(back) == hash(preprocess)  # tuples again, not lists

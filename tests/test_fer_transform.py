@@ -323,6 +323,46 @@ def test_light_cnn_crops_44_of_a_padded_48(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.abs(np.mean(places, axis=0)).max() < 1
 
 
+def test_bgr_networks_are_augmented_alike_and_turned_round(face: np.ndarray) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    rgb = Augmentation("report", Preprocess(40, 3, mean, std))
+    bgr = Augmentation("report", Preprocess(40, 3, mean[::-1], std[::-1], order="bgr"))
+    for row in range(5):
+        assert torch.allclose(bgr(face, 1, 1, row), rgb(face, 1, 1, row).flip(0), atol=1e-6)
+    plain = Preprocess(40, 3, mean, std)(face)
+    np.testing.assert_allclose(Preprocess(40, 3, mean[::-1], std[::-1], order="bgr")(face), plain[::-1], atol=1e-6)
+
+
+def test_four_class_crops_to_nine_tenths_and_turns_by_ten_degrees() -> None:
+    """Two dots on the level through the centre, 20 px apart: their distance tells the zoom, their slope the turn."""
+    image = np.zeros((48, 48), np.uint8)
+    image[23:25, 13:15], image[23:25, 33:35] = 120, 240
+    augment = Augmentation("four_class", Preprocess(48, 1, (0.0,), (1.0,)))
+    zooms, turns, flips = [], [], 0
+    for row in range(300):
+        picture = augment(image, 1, 1, row)[0].numpy()
+        halves = [(picture * (columns > 24)) for columns in (np.arange(48)[None, :], 48 - np.arange(48)[None, :])]
+        ends = []
+        for half in halves:
+            ends.append([(half.sum(axis=axis) * np.arange(48)).sum() / half.sum() for axis in (0, 1)])
+        (x_right, y_right), (x_left, y_left) = ends
+        zooms.append(np.hypot(x_right - x_left, y_right - y_left) / 20)
+        turns.append(np.degrees(np.arctan2(y_right - y_left, x_right - x_left)))
+        flips += halves[1].sum() > halves[0].sum()
+    assert 0.98 < min(zooms) < 1.02 and 1.09 < max(zooms) < 1.13
+    assert 8 < max(turns) < 11 and -11 < min(turns) < -8
+    assert 110 < flips < 190
+
+
+def test_two_phase_erases_a_part_of_half_the_pictures() -> None:
+    image = np.full((48, 48, 3), 255, np.uint8)
+    augment = Augmentation("two_phase", Preprocess(48, 3, (0.0,) * 3, (1.0,) * 3))
+    erased = [float((augment(image, 1, 1, row) - 127 / 255).abs().lt(1e-3).float().mean()) for row in range(200)]
+    hit = [share for share in erased if share > 0.01]
+    assert 70 < len(hit) < 130 and max(hit) < 0.25
+    assert not augment(image, 1, 1, 3).isnan().any()
+
+
 # Loaders
 
 

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -54,7 +56,7 @@ def test_every_network_gives_logits_and_affect(name: str, affect: bool) -> None:
         output = model(torch.randn(2, spec.channels, 32, 32))
     assert output.logits.shape == (2, 8)
     assert (output.affect.shape == (2, 2)) if affect else (output.affect is None)
-    assert model.dropout.p == (0.0 if name == "lightcnn" else 0.7)
+    assert model.dropout.p == (0.0 if name == "lightcnn" else spec.dropout)
 
 
 def test_parameters_of_the_light_cnn() -> None:
@@ -443,3 +445,188 @@ def test_device_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert lines[0].startswith(f"torch {torch.__version__}")
     assert lines[1].startswith("no CUDA device")
     assert lines[2].startswith("would use: cpu, ")
+
+
+# Heads, attention, stems, other backbones
+
+
+def test_cosine_head_gives_scaled_cosines() -> None:
+    torch.manual_seed(0)
+    head = models.CosineClassifier(6, 3, scale=30.0)
+    features = torch.randn(4, 6)
+    for row, found in zip(features, head(features), strict=True):
+        for weight, value in zip(head.weight, found, strict=True):
+            expected = 30 * torch.dot(row, weight) / (row.norm() * weight.norm())
+            assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head(features).dtype == torch.float32
+        torch.testing.assert_close(head(features.bfloat16()), head(7 * features.bfloat16().float()))
+
+
+def test_head_and_options_survive_a_checkpoint(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "affect": True,
+        "dropout": 0.1,
+        "head": "arcface",
+        "scale": 12.0,
+        "attention": "cbam",
+        "stem": "stride2",
+    }
+    model = build_model("resnet18", classes=7, preprocess=COLOUR_32, **arguments).eval()
+    description = models.describe("resnet18", labels=FER7, preprocess=COLOUR_32, **arguments)
+    save_checkpoint(tmp_path / "best.pth", description | {"state_dict": model.state_dict()})
+    found = load_checkpoint(tmp_path / "best.pth").model
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found(images).logits, model(images).logits)
+    assert found.classifier.scale == 12.0 and found.dropout.p == 0.1
+
+
+def test_spatial_attention_by_hand() -> None:
+    attention = models.SpatialAttention(2)
+    maps = torch.tensor([[[[1.0, 2.0]], [[3.0, 6.0]]]])  # (1, 2, 1, 2): means 2 and 4, maxima 3 and 6
+    with torch.no_grad():
+        attention.conv.weight.zero_()
+        attention.conv.weight[0, 0, 3, 3], attention.conv.weight[0, 1, 3, 3] = 0.5, -1.0
+        found = attention(maps)
+    weights = torch.sigmoid(torch.tensor([0.5 * 2 - 3, 0.5 * 4 - 6]))
+    assert torch.allclose(found, maps * weights)
+
+
+@pytest.mark.parametrize("maximum", [False, True])
+def test_channel_attention_by_hand(maximum: bool) -> None:
+    torch.manual_seed(0)
+    attention = models.ChannelAttention(16, maximum=maximum)
+    maps = torch.randn(3, 16, 4, 5)
+    with torch.no_grad():
+        inner = attention.bottleneck(maps.flatten(2).mean(dim=2))
+        if maximum:
+            inner += attention.bottleneck(maps.flatten(2).max(dim=2).values)
+        for row in range(3):
+            for channel in range(16):
+                expected = maps[row, channel] * torch.sigmoid(inner[row, channel])
+                assert torch.allclose(attention(maps)[row, channel], expected, atol=1e-6)
+
+
+def test_attention_keeps_the_names_of_the_backbones_tensors() -> None:
+    plain = build_model("resnet34", classes=7, affect=False, preprocess=COLOUR_32)
+    documented = build_model("resnet34_attention", classes=7, affect=False, preprocess=COLOUR_32)
+    extra = set(documented.state_dict()) - set(plain.state_dict())
+    assert extra == {"backbone.avgpool.0.conv.weight"} and set(plain.state_dict()) <= set(documented.state_dict())
+    line = load_backbone(documented, plain.backbone.state_dict(), origin="imagenet")
+    assert "180 of 181" in line and "not found: avgpool.0.conv.weight" in line
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 12), ("stride2", 24), ("pool", 24), ("stride1", 48)])
+def test_stems_decide_what_the_first_block_sees(stem: str, side: int) -> None:
+    model = build_model("resnet18", classes=7, affect=False, preprocess=Preprocess(48, 1, (0.5,), (0.5,)), stem=stem)
+    seen: list[torch.Size] = []
+    model.backbone.layer1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))  # type: ignore[union-attr]
+    with torch.no_grad():
+        model.eval()(torch.randn(1, 1, 48, 48))
+    assert seen == [(1, 64, side, side)]
+
+
+def test_resnet18_gray_has_the_documents_number_of_parameters() -> None:
+    model = build_model("resnet18_gray", classes=4, affect=False, preprocess=Preprocess(48, 1, (0.0,), (1.0,)))
+    assert parameters_of(model) == 11_176_512 - 2 * 64 * 49 + 4 * 513  # torchvision's without fc, one colour, four classes
+    assert 11.1e6 < parameters_of(model) < 11.2e6
+
+
+def test_vit_wants_whole_patches() -> None:
+    with pytest.raises(ModelError, match="--img_size 224"):
+        build_model("vit_b_16", classes=7, affect=False, preprocess=Preprocess(40, 3, (0.5,) * 3, (0.5,) * 3))
+
+
+def test_options_that_a_network_lacks_are_refused() -> None:
+    with pytest.raises(ModelError, match="no place for --attention"):
+        build_model("vit_b_16", classes=7, affect=False, preprocess=COLOUR_32, attention="se")
+
+
+# Heads carried over by name, the imbalance-aware study's checkpoints, VGGFace2's preprocessing
+
+
+def checkpoint_of(model: models.ExpressionNet, labels: models.LabelSet) -> models.Checkpoint:
+    return models.Checkpoint(model, labels, GREY_16, {})
+
+
+def test_heads_are_carried_over_by_name() -> None:
+    eight = LABEL_SETS["ferplus8"]
+    source = build_model("lightcnn", classes=8, affect=True, preprocess=GREY_16)
+    model = light(seed=3)
+    line = models.transfer(model, FER7, checkpoint_of(source, eight), origin="a.pth")
+    assert line.endswith(f"head kept by name: {', '.join(FER7.names)}; new: nothing")
+    for index, name in enumerate(FER7.names):
+        assert torch.equal(model.classifier.weight[index], source.classifier.weight[eight.index(name)])
+        assert torch.equal(model.classifier.bias[index], source.classifier.bias[eight.index(name)])
+    assert torch.equal(model.regressor.weight, source.regressor.weight)  # type: ignore[union-attr]
+    back = build_model("lightcnn", classes=8, affect=False, preprocess=GREY_16)
+    before = back.classifier.weight.detach().clone()
+    line = models.transfer(back, eight, checkpoint_of(model, FER7), origin="b.pth")
+    assert line.endswith("new: contempt")
+    assert torch.equal(back.classifier.weight[eight.index("contempt")], before[eight.index("contempt")])
+    assert not torch.equal(back.classifier.weight[eight.index("happy")], before[eight.index("happy")])
+
+
+def test_a_head_of_another_kind_is_not_carried_over() -> None:
+    source = build_model("lightcnn", classes=7, affect=False, preprocess=GREY_16, head="arcface")
+    model = light()
+    before = model.classifier.weight.detach().clone()
+    line = models.transfer(model, FER7, checkpoint_of(source, FER7), origin="a.pth")
+    assert "head kept by name: nothing" in line and torch.equal(model.classifier.weight, before)
+
+
+def study_checkpoint(head: str) -> tuple[dict[str, Any], models.ExpressionNet]:
+    """A checkpoint as the imbalance-aware study saves it, and our network with the same weights."""
+    torch.manual_seed(5)
+    model = build_model("lightcnn", classes=7, affect=False, preprocess=GREY_48, head=head).eval()
+    names = {"weight": "fc.weight", "bias": "fc.bias"} if head == "softmax" else {"weight": "weight"}
+    backbone = {f"features.{number}": value for number, value in enumerate(model.backbone.state_dict().values())}
+    heads = {names[key]: value for key, value in model.classifier.state_dict().items()}
+    return {"epoch": 21, "backbone": backbone, "head": heads, "best_metric": 0.5, "optimizer": {}}, model
+
+
+@pytest.mark.parametrize("head", ["softmax", "arcface"])
+def test_the_studys_checkpoints_are_recognised(tmp_path: Path, head: str) -> None:
+    contents, model = study_checkpoint(head)
+    torch.save(contents, tmp_path / "E5.pt")
+    checkpoint = load_checkpoint(tmp_path / "E5.pt")
+    images = torch.randn(3, 1, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.model(images).logits, model(images).logits)
+    assert checkpoint.labels.names == ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+    assert checkpoint.info["split_id"] is None and checkpoint.info["epoch"] == 21
+    assert checkpoint.preprocess == GREY_48
+
+
+def test_the_studys_layout_with_other_tensors_is_refused(tmp_path: Path) -> None:
+    contents, _ = study_checkpoint("softmax")
+    contents["head"] = {"fc.weight": torch.zeros(5, 128), "fc.bias": torch.zeros(5)}
+    torch.save(contents, tmp_path / "five.pt")
+    assert "not those of the light CNN" in refused(tmp_path / "five.pt")
+    torch.save(contents | {"head": {"a.weight": torch.zeros(7, 128)}}, tmp_path / "other.pt")
+    assert "not those of the light CNN" in refused(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("made_with", ["imagenet", "bgr255"])
+def test_the_first_batch_norm_tells_what_the_weights_want(made_with: str) -> None:
+    """A ResNet's statistics after a pass over drawn photos, preprocessed in either way, and the choice checked."""
+    values = models.VGGFACE2_PREPROCESS[made_with]
+    torch.manual_seed(0)
+    model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    rng = np.random.default_rng(0)
+    photos = [cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (64, 64)) for _ in range(16)]
+    batch = torch.from_numpy(np.stack([Preprocess(64, 3, **values)(photo) for photo in photos]))
+    model.backbone.bn1.momentum = None  # type: ignore[union-attr]  # the plain mean over the batches
+    with torch.no_grad():
+        model.train()(batch)
+    other = {"imagenet": "bgr255", "bgr255": "imagenet"}[made_with]
+    assert models.better_preprocess(model, made_with) is None
+    assert models.better_preprocess(model, other) == made_with
+
+
+def test_bgr255_is_caffes_input() -> None:
+    photo = np.zeros((4, 4, 3), dtype=np.uint8)
+    photo[:] = (200, 100, 50)  # RGB
+    found = Preprocess(4, 3, **models.VGGFACE2_PREPROCESS["bgr255"])(photo)
+    assert found[:, 0, 0].tolist() == pytest.approx([50 - 91.4953, 100 - 103.8827, 200 - 131.0912], abs=1e-3)

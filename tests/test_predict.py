@@ -421,3 +421,44 @@ def test_every_fixture(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> N
     assert captured.err == ""
     assert captured.out.count(": no face found") == len(paths) - len(FACES)
     assert captured.out.count(" happy 60% (face ") == 8
+
+
+# The four-class document's interface
+
+
+def test_a_frame_and_a_box_give_what_the_photo_gives(tmp_path: Path) -> None:
+    """The network is not constant and its input is in colour, so a swap of red and blue or a wrong crop would show."""
+    torch.manual_seed(1)
+    colour = Preprocess(16, 3, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), margin=0.125)
+    net = models.build_model("resnet18", classes=4, affect=False, preprocess=colour).eval()
+    four = LABEL_SETS["fer4"]
+    description = models.describe("resnet18", labels=four, preprocess=colour, affect=False)
+    models.save_checkpoint(tmp_path / "four.pth", description | {"state_dict": net.state_dict(), "optimizer": {}})
+    predictor = predict.EmotionPredictor(str(tmp_path / "four.pth"), use_gpu_if_available=False)
+    assert predictor.device.type == "cpu"
+    image = np.random.default_rng(3).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image[:, :, 0] //= 4
+    emotion, index, probabilities = predictor.predict_emotion_from_frame(image[:, :, ::-1], (20, 10, 30, 24))
+    assert emotion == four.names[index] and probabilities.argmax() == index and probabilities.sum() == pytest.approx(1)
+    crop = crop_face(image, Face(20, 10, 30, 24, math.nan), 0.125)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(colour(crop))[None]).logits.softmax(dim=1)[0]
+        swapped = net(torch.from_numpy(colour(crop[:, :, ::-1]))[None]).logits.softmax(dim=1)[0]
+    assert probabilities.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert not torch.allclose(expected, swapped, atol=1e-3)
+    assert f"{probabilities[index]:.2%}".endswith("%")
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (100, 0, 10, 10), (-20, 0, 10, 10), (0, 80, 5, 5)])
+def test_boxes_that_are_nowhere(checkpoint: str, box: tuple[int, int, int, int]) -> None:
+    predictor = predict.EmotionPredictor(checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="of no part of a frame of 90×60 px"):
+        predictor.predict_emotion_from_frame(np.zeros((60, 90, 3), np.uint8), box)
+    assert predictor.predict_emotion_from_frame(np.zeros((60, 90, 3), np.uint8), (-5, 50, 30, 30))[0] == "happy"
+
+
+def test_frames_that_are_none(checkpoint: str) -> None:
+    predictor = predict.EmotionPredictor(checkpoint, device="cpu")
+    for frame in (np.zeros((60, 90), np.uint8), np.zeros((60, 90, 3)), np.zeros((60, 90, 4), np.uint8)):
+        with pytest.raises(ValueError, match="a frame is BGR"):
+            predictor.predict_emotion_from_frame(frame, (0, 0, 10, 10))

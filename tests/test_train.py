@@ -78,7 +78,7 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         shown = recipe(capsys, "--recipe", name)
         assert shown["recipe"] == name and all(shown[key] == value for key, value in row.items())
         may_be_empty = {"freeze_epochs", "unfreeze_all_at", "grad_clip", "save_path", "data_root", "label_set", "exp"}
-        may_be_empty |= {"workers", "amp", "resume"}
+        may_be_empty |= {"workers", "amp", "resume", "drw_epoch", "init", "test_meta", "backbone_lr", "attention", "stem"}
         assert {key for key, value in shown.items() if value is None} <= may_be_empty
 
 
@@ -104,7 +104,7 @@ def test_flags_override_and_hyphens_work(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     "flags",
     [
-        "--epochs 0", "--batch_size 0", "--img_size 4", "--dropout 1.5", "--lr -1", "--lr nan", "--label_smoothing 2",
+        "--epochs -1", "--batch_size 0", "--img_size 4", "--dropout 1.5", "--lr -1", "--lr nan", "--label_smoothing 2",
         "--workers -1", "--seed -1", "--beta 1", "--warmup_epochs -1", "--unfreeze_all_at 0", "--patience -1",
     ],
 )  # fmt: skip
@@ -507,3 +507,189 @@ def test_a_better_network_does_not_keep_the_figures_of_the_last_one(drawn: Path,
 def test_a_finished_run_is_not_resumed(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*short_training(drawn, tmp_path), "--exp", "a", "--epochs", "1"]) == 0
     assert "larger --epochs" in error_of(capsys, "--resume", str(tmp_path / "a"))
+
+
+# The documented systems
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        ("E1", {"head": "arcface", "arc_s": 30.0, "arc_m": 0.5, "loss": "ce", "epochs": 30}),
+        ("E2", {"head": "softmax", "loss": "wce", "weight_mode": "inv"}),
+        ("E2b", {"head": "softmax", "loss": "wce", "weight_mode": "inv_sqrt", "beta": 0.999}),
+        ("E3", {"head": "arcface", "loss": "wce", "weight_mode": "inv"}),
+        ("E4", {"head": "softmax", "loss": "focal", "focal_gamma": 2.0, "weight_mode": "inv_sqrt", "epochs": 10}),
+        ("E5", {"head": "softmax", "loss": "ce", "sampler": "balanced", "epochs": 30, "batch_size": 256, "lr": 1e-3}),
+        ("E6", {"head": "arcface", "loss": "focal", "epochs": 10}),
+        ("two_phase_1", {"epochs": 15, "loss": "wce", "label_smoothing": 0.1, "weights": "imagenet", "optimizer": "adam"}),
+        ("resnet34_attention", {"epochs": 12, "schedule": "plateau", "backbone_lr": 1e-4, "lr": 1e-3, "optimizer": "adam"}),
+        (
+            "resnet18_gray",
+            {"label_set": "fer4", "epochs": 20, "batch_size": 64, "lr": 1e-3, "optimizer": "adam", "schedule": "step"}
+            | {"step_epochs": 7, "gamma": 0.1, "img_size": 48, "weights": "none", "loss": "ce", "save_optimizer": True},
+        ),
+    ],
+)
+def test_recipes_are_as_documented(capsys: pytest.CaptureFixture[str], name: str, stated: dict[str, Any]) -> None:
+    shown = recipe(capsys, "--recipe", name)
+    assert {key: shown[key] for key in stated} == stated
+
+
+def test_variants_of_the_study_change_what_they_say_and_no_more() -> None:
+    assert train.RECIPES["E0"] == train.RECIPES["lightcnn"]
+    for name in ("E1", "E2", "E2b", "E3", "E4", "E5", "E6"):
+        changed = {key for key, value in train.RECIPES[name].items() if value != train.RECIPES["E0"][key]}
+        assert changed <= {"head", "loss", "weight_mode", "sampler", "epochs"} and changed
+
+
+@pytest.mark.parametrize(("patience", "gamma"), [(0, 0.5), (2, 0.1)])
+def test_plateau_is_torchs_reduce_on_plateau(patience: int, gamma: float) -> None:
+    losses = [1.0, 0.9, 0.91, 0.92, 0.899, 0.95, 0.96, 0.97, 0.98, 0.5, 0.6, 0.7, 0.8, 0.9]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+    for done in range(len(losses)):
+        factor = train.learning_rate_factor(
+            done + 1, schedule="plateau", epochs=14, warmup_epochs=0, gamma=gamma, plateau_patience=patience,
+            val_losses=losses[:done],
+        )  # fmt: skip
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        scheduler.step(losses[done])
+    assert optimizer.param_groups[0]["lr"] < 1.0
+
+
+def test_step_is_torchs_step() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+    for epoch in range(1, 21):
+        factor = train.learning_rate_factor(epoch, schedule="step", epochs=20, warmup_epochs=0, step_epochs=7, gamma=0.1)
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_mixup_share_is_the_larger_one() -> None:
+    assert train.mixup_share(0.0) == 1.0
+    torch.manual_seed(0)
+    shares = [train.mixup_share(1.0) for _ in range(2000)]
+    assert all(0.5 <= share <= 1.0 for share in shares)
+    assert sum(shares) / 2000 == pytest.approx(0.75, abs=0.01)  # Beta(1, 1) is uniform
+
+
+def test_every_option_of_the_loss_trains(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch each; the options reach the history or the log, and ArcFace's checkpoint its head."""
+    flags = [*short_training(drawn, tmp_path), "--epochs", "1"]
+    variants = {
+        "arcface": "--head arcface --arc_s 20 --arc_m 0.3",
+        "ldam": "--head cosine --loss ldam --drw_epoch 2",
+        "focal": "--loss focal --focal_gamma 1 --weight_mode effective --beta 0.99",
+        "adjusted": "--loss logit_adjusted --tau 0.5 --sampler balanced",
+        "mixup": "--mixup 0.4 --reg_loss ccc+mse --backbone_lr 1e-4",
+    }
+    for exp, words in variants.items():
+        assert train.main([*flags, "--exp", exp, *words.split()]) == 0, exp
+    losses = {exp: history_of(tmp_path / exp)[0]["train_loss"] for exp in variants}
+    assert len(set(losses.values())) == len(variants) and all(math.isfinite(value) for value in losses.values())
+    best = load_checkpoint(tmp_path / "arcface" / "best.pth")
+    assert best.model.classifier.scale == 20.0 and best.info["model_args"]["head"] == "arcface"
+    counts = best.info["class_counts"]
+    assert sum(counts.values()) == len(read_metadata(drawn / "metadata_train.parquet")[0])
+    groups = read_checkpoint(tmp_path / "mixup" / "last.pth")["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-4, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--arc_m 0.3", "--arc_m does nothing here – add --head arcface"),
+        ("--arc_s 10", "add --head arcface or --head cosine"),
+        ("--tau 2", "add --loss logit_adjusted"),
+        ("--focal_gamma 1", "add --loss focal"),
+        ("--drw_epoch 2", "add --loss wce or --loss focal or --loss ldam"),
+        ("--gamma 0.5", "add --schedule step or --schedule plateau"),
+        ("--step_epochs 3", "add --schedule step"),
+        ("--loss ldam", "add --head cosine"),
+        ("--reg_loss ccc --no-affect", "add --affect"),
+        ("--attention se", "lightcnn has no place for --attention"),
+        ("--stem stride1", "lightcnn has no place for --stem"),
+        ("--init a.pth --weights imagenet", "leave one out"),
+        ("--init a.pth", "a.pth not found"),
+        ("--epochs 0", "--resume CKPT"),
+        ("--epochs 0 --resume", "--resume CKPT"),
+    ],
+)
+def test_options_that_lack_what_they_need(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    assert message in error_of(capsys, *short_training(drawn, tmp_path / "runs"), *words.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_deferred_weights_start_in_their_epoch(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_epoch, weighting = train.train_one_epoch, []
+
+    def watched(model: Any, loader: Any, criterion: Any, *args: Any, **options: Any) -> dict[str, float]:
+        weighting.append(criterion.weighting)
+        return one_epoch(model, loader, criterion, *args, **options)
+
+    monkeypatch.setattr(train, "train_one_epoch", watched)
+    flags = [*short_training(drawn, tmp_path), "--exp", "drw", "--loss", "wce", "--drw_epoch", "3"]
+    assert train.main(flags) == 0
+    assert weighting == [False, False, True]
+
+
+def test_a_second_phase_takes_backbone_and_head_by_name(
+    trained: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From eight AffectNet classes to FER2013's seven, with another order."""
+    started: dict[str, torch.Tensor] = {}
+    prepare = train.prepare_network
+
+    def watched(*args: Any) -> Any:
+        model = prepare(*args)
+        started.update({key: value.clone() for key, value in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(train, "prepare_network", watched)
+    flags = [*short_training(pixels, tmp_path), "--epochs", "1", "--exp", "second", "--init", str(trained / "best.pth")]
+    assert train.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "head kept by name: angry, disgust, fear, happy, sad, surprise, neutral; new: nothing" in said
+    first = read_checkpoint(trained / "best.pth")["state_dict"]
+    for index, name in enumerate(LABEL_SETS["fer7"].names):
+        row = LABEL_SETS["affectnet8"].index(name)
+        assert torch.equal(started["classifier.weight"][index], first["classifier.weight"][row])
+        assert torch.equal(started["classifier.bias"][index], first["classifier.bias"][row])
+    assert torch.equal(started["backbone.0.weight"], first["backbone.0.weight"])
+    assert torch.equal(started["regressor.weight"], first["regressor.weight"])
+
+
+def test_the_test_split_is_scored_after_training_where_the_recipe_says_so(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(pixels, tmp_path), "--epochs", "1"]
+    assert train.main([*flags, "--exp", "scored", "--score_test", "--save_optimizer"]) == 0
+    values = json.loads((tmp_path / "scored" / "metrics.json").read_text(encoding="utf-8"))
+    assert (values["split"], values["rows"]) == ("test", 21)
+    assert "optimizer" in read_checkpoint(tmp_path / "scored" / "best.pth")
+    assert train.main([*flags, "--exp", "not", "--no-score_test"]) == 0
+    assert not (tmp_path / "not" / "metrics.json").exists()
+    capsys.readouterr()
+    gone = ["--test_meta", str(tmp_path / "none.parquet")]
+    assert train.main([*flags, "--exp", "none", "--score_test", *gone]) == 0
+    assert "none.parquet is not there, so there is no test split to score" in capsys.readouterr().out
+
+
+def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path: Path) -> None:
+    """The figures are those saved at training, to the last digit, and no training file is written."""
+    flags = [*short_training(drawn, tmp_path), "--epochs", "0", "--resume", str(trained / "best.pth"), "--exp", "again"]
+    assert train.main([*flags, "--test_meta", str(drawn / "metadata_val.parquet")]) == 0
+    scored = json.loads((tmp_path / "again" / "metrics.json").read_text(encoding="utf-8"))
+    saved = load_checkpoint(trained / "best.pth").info["metrics"]
+    shared = set(saved) & set(scored) - {"epoch"}
+    assert {"accuracy", "macro_f1", "f1_disgust", "valence_ccc"} <= shared
+    assert {key: saved[key] for key in shared if scored[key] is not None} == {
+        key: scored[key] for key in shared if scored[key] is not None
+    }
+    assert (tmp_path / "again" / "confusion_matrix.png").is_file()
+    assert not (tmp_path / "again" / "last.pth").exists() and not (tmp_path / "again" / "history.jsonl").exists()

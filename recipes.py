@@ -1,0 +1,76 @@
+"""The documented systems as data: one recipe a system and variant, and the figures that its document gives.
+
+A recipe is a named set of defaults of `train.py`; any flag on the command line overrides it. Rows state what differs from
+BASE, or from the row that they build on.
+
+    python train.py --recipe E5 --print_recipe
+"""
+
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "label_set": None, "augment": "report", "affect": False,
+    "head": "softmax", "arc_s": 30.0, "arc_m": 0.5, "attention": None, "stem": None,
+    "weights": "none", "vggface2_preprocess": "imagenet", "init": None, "freeze_epochs": None, "unfreeze_all_at": None,
+    "optimizer": "adam", "lr": 1e-3, "backbone_lr": None, "weight_decay": 0.0,
+    "schedule": "cosine", "step_epochs": 7, "gamma": 0.1, "plateau_patience": 2, "warmup_epochs": 0, "grad_clip": None,
+    "sampler": "default", "mixup": 0.0,
+    "loss": "ce", "focal_gamma": 2.0, "weight_mode": "inv_sqrt", "beta": 0.999, "drw_epoch": None, "tau": 1.0,
+    "label_smoothing": 0.0, "reg_loss": "mse", "reg_weight": 0.5,
+    "select": "accuracy", "patience": 0, "score_test": True, "save_optimizer": False, "save_path": None,
+}  # fmt: skip
+
+# The multitask report. `freeze_epochs` None: 3 with pretrained weights, as there; no freezing from random ones.
+MULTITASK = BASE | {
+    "epochs": 100, "batch_size": 8, "img_size": 224, "augment": "report", "affect": True, "dropout": 0.7,
+    "weights": "auto", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3,
+    "loss": "wce", "weight_mode": "inv", "label_smoothing": 0.1, "patience": 15, "score_test": False,
+}  # fmt: skip
+
+# E0 of the imbalance-aware document: softmax and cross-entropy, no rebalancing. E1 to E6 change head, loss or sampler.
+LIGHTCNN = BASE | {
+    "model": "lightcnn", "epochs": 30, "batch_size": 256, "img_size": 48, "augment": "lightcnn", "dropout": 0.3,
+    "grad_clip": 5.0, "select": "macro_f1",
+}  # fmt: skip
+
+# The two-phase document states batch size, rates, image size and the strengths of its augmentations nowhere: ours.
+PHASE_1 = BASE | {
+    "model": "resnet34_attention", "epochs": 15, "batch_size": 64, "img_size": 224,
+    "augment": "two_phase", "dropout": 0.3, "weights": "imagenet",
+    "schedule": "plateau", "lr": 1e-4, "weight_decay": 1e-4,
+    "loss": "wce", "weight_mode": "inv", "label_smoothing": 0.1, "score_test": False,
+}  # fmt: skip
+PHASE_2 = PHASE_1 | {"epochs": 12, "weights": "none", "backbone_lr": 1e-4, "lr": 1e-3, "score_test": True}
+
+FOUR_CLASS = BASE | {
+    "model": "resnet18_gray", "label_set": "fer4", "epochs": 20, "batch_size": 64, "img_size": 48, "augment": "four_class",
+    "dropout": 0.0, "schedule": "step", "save_optimizer": True, "save_path": "fer_resnet18_best.pth",
+}  # fmt: skip
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet50": MULTITASK | {"model": "resnet50", "save_path": "FER_resnet50.pth"},
+    "resnet34": MULTITASK | {"model": "resnet34"},
+    "resnet18": MULTITASK | {"model": "resnet18"},
+    "lightcnn": LIGHTCNN,
+    "E0": LIGHTCNN,
+    "E1": LIGHTCNN | {"head": "arcface"},
+    "E2": LIGHTCNN | {"loss": "wce", "weight_mode": "inv"},
+    "E2b": LIGHTCNN | {"loss": "wce", "weight_mode": "inv_sqrt"},
+    "E3": LIGHTCNN | {"head": "arcface", "loss": "wce", "weight_mode": "inv"},
+    "E4": LIGHTCNN | {"loss": "focal", "epochs": 10},
+    "E5": LIGHTCNN | {"sampler": "balanced"},
+    "E6": LIGHTCNN | {"head": "arcface", "loss": "focal", "epochs": 10},
+    # Beyond the document, with its network: logit adjustment (Menon et al. 2021), class-balanced focal loss (Cui et al.
+    # 2019), LDAM with deferred re-weighting over the last fifth (Cao et al. 2019), mixup (Zhang et al. 2018).
+    "logit_adjusted": LIGHTCNN | {"loss": "logit_adjusted"},
+    "cb_focal": LIGHTCNN | {"loss": "focal", "weight_mode": "effective", "beta": 0.9999},
+    "ldam_drw": LIGHTCNN | {"head": "cosine", "loss": "ldam", "weight_mode": "effective", "beta": 0.9999, "drw_epoch": 25},
+    "mixup": LIGHTCNN | {"mixup": 0.2},
+    "two_phase_1": PHASE_1,
+    "resnet34_attention": PHASE_2,
+    "resnet18_gray": FOUR_CLASS,
+    # A small multitask network for the demo's 1,920 drawn faces: small batches, as so few rows give few steps.
+    "demo": LIGHTCNN
+    | {"affect": True, "epochs": 12, "batch_size": 16, "dropout": 0.0, "warmup_epochs": 2, "reg_weight": 1.0}
+    | {"select": "accuracy", "score_test": False},
+}
