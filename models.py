@@ -36,7 +36,7 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
     },
 }
 CHECKPOINT_FORMAT = 1
-TRAINING_STATE = ("optimizer", "scaler", "history", "args")  # what using a network does not need
+TRAINING_STATE = ("optimizer", "scaler", "history", "args", "unaveraged")  # what using a network does not need
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 

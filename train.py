@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 from tqdm import tqdm
 
@@ -153,9 +154,12 @@ def train_one_epoch(
     dtype: torch.dtype,
     grad_clip: float | None,
     mixup: float,
+    average: AveragedModel | None,
     label: str,
 ) -> dict[str, float]:
     """One pass over the training rows; returns the means of the losses and the accuracy, all on augmented images.
+
+    `average`, the running mean of the weights, follows every step.
 
     `mixup` > 0 blends every batch with itself in another order, in shares drawn from Beta(mixup, mixup) (Zhang et al.
     2018); the accuracy then counts the label of the larger share. Raises TrainingError when the loss is no longer a number.
@@ -185,6 +189,8 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         scaler.step(optimizer)
         scaler.update()
+        if average is not None:
+            average.update_parameters(model)
         hits = (output.logits.detach().argmax(dim=1) == y_cls).sum()
         count = len(y_cls)
         parts = torch.stack([*(part.detach() * count for part in loss), hits]).cpu()
@@ -376,6 +382,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag("warmup_epochs", type=int)
     flag("grad_clip", type=float, help="largest gradient norm (default: by recipe, else none)")
     flag("sampler", choices=sorted(SAMPLERS), help="balanced draws rows by 1/√frequency of their class")
+    flag("ema", type=float, help="decay a step of a running mean of the weights, which is then scored and kept; 0 for none")
     flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
     flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
     flag("focal_gamma", type=float, help="γ of --loss focal")
@@ -413,12 +420,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
     "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
     "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
-    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "focal_gamma": (0, math.inf),
-    "drw_epoch": (1, math.inf), "tau": (0, math.inf),
+    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
+    "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
     "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }  # fmt: skip
-KEPT_BY_RESUME = ("recipe", "model", "affect", "head", "attention", "stem", "label_set", "optimizer", "exp")
+KEPT_BY_RESUME = ("recipe", "model", "affect", "head", "attention", "stem", "ema", "label_set", "optimizer", "exp")
 
 # Settings that do nothing unless another one has these values: (settings, the other, its values).
 NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
@@ -578,6 +585,13 @@ def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.o
     return OPTIMIZERS[args.optimizer](groups, lr=args.lr, weight_decay=args.weight_decay)
 
 
+def prepare_average(args: argparse.Namespace, model: ExpressionNet) -> AveragedModel | None:
+    """The exponential running mean of weights and BatchNorm statistics, or None without --ema (Polyak averaging)."""
+    if args.ema == 0.0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+
+
 def prepare_order(args: argparse.Namespace, dataset: FERDataset, generator: torch.Generator) -> Sampler[int]:
     """The order of the training rows by --sampler: each once, or drawn with replacement, as many as there are."""
     weights = row_weights(dataset.y_cls, len(dataset.labels), args.sampler)
@@ -669,6 +683,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     ).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
     optimizer = prepare_optimizer(args, model)
+    average = prepare_average(args, model)
+    scored: Any = model if average is None else average.module
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     order = torch.Generator()
     workers = default_workers(device) if args.workers is None else args.workers
@@ -684,7 +700,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     progress = Progress(select=args.select, patience=args.patience)
     history: list[dict[str, float]] = []
     if args.resume is not None:
-        history = restore(args.resume, model, optimizer, scaler, split_id=train_set.info["split_id"])
+        history = restore(args.resume, model, average, optimizer, scaler, split_id=train_set.info["split_id"])
         for past in history:
             progress.update(past)
         if progress.exhausted:
@@ -719,25 +735,27 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 dtype=dtype,
                 grad_clip=args.grad_clip,
                 mixup=args.mixup,
+                average=average,
                 label=f"epoch {epoch}/{args.epochs}",
             )
-            line |= validate(model, val_loader, criterion, device=device, label="validation")
+            line |= validate(scored, val_loader, criterion, device=device, label="validation")
             line["time_s"] = round(time.monotonic() - start, 2)
             history.append(line)
             best = progress.update(line)
             for key, value in line.items():
                 if math.isfinite(value):
                     board.add_scalar(key, value, epoch)
-            contents = description | {"epoch": epoch, "state_dict": model.state_dict(), "metrics": line}
+            contents = description | {"epoch": epoch, "state_dict": scored.state_dict(), "metrics": line}
             if best:
-                for scored in folder.glob("metrics*.json"):
-                    scored.unlink()  # figures of an earlier best.pth, in a resumed run
+                for stale in folder.glob("metrics*.json"):
+                    stale.unlink()  # figures of an earlier best.pth, in a resumed run
                 chosen = contents | ({"optimizer": optimizer.state_dict()} if args.save_optimizer else {})
                 save_checkpoint(folder / "best.pth", chosen)
                 if args.save_path:
                     save_checkpoint(args.save_path, chosen)
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
-            save_checkpoint(folder / "last.pth", contents | state | {"args": vars(args)})
+            state |= {"args": vars(args)} | ({"unaveraged": model.state_dict()} if average is not None else {})
+            save_checkpoint(folder / "last.pth", contents | state)
             append_history(folder / "history.jsonl", history)
             mean_s = sum(past["time_s"] for past in history) / len(history)
             print(epoch_line(line, epochs=args.epochs, left_s=mean_s * (args.epochs - epoch)), flush=True)
@@ -754,19 +772,31 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
 
 
 def restore(
-    path: str, model: ExpressionNet, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, split_id: str
+    path: str,
+    model: ExpressionNet,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    split_id: str,
 ) -> list[dict[str, float]]:
-    """Put network, optimizer and scaler back as last.pth has them; returns the history. Raises TrainingError."""
+    """Put network, running mean, optimizer and scaler back as last.pth has them; returns the history.
+
+    Raises TrainingError.
+    """
     contents = read_checkpoint(path)
     if contents["split_id"] != split_id:
         raise TrainingError(
             f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id} – index as before"
         )
     try:
-        model.load_state_dict(contents["state_dict"])
+        model.load_state_dict(contents["state_dict"] if average is None else contents["unaveraged"])
         optimizer.load_state_dict(contents["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"{path} does not fit these settings – leave out what was not given to the run") from error
+    if average is not None:
+        average.module.load_state_dict(contents["state_dict"])
+        average.n_averaged.fill_(1)  # any number but 0, which would start the mean anew
     if contents["scaler"]:  # empty where the run was not in float16 so far
         scaler.load_state_dict(contents["scaler"])
     return contents["history"]

@@ -304,6 +304,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert run["command"].endswith("--exp cut") and run["resumed"] == [f"python train.py --resume --runs {tmp_path}"]
 
 
+def test_a_running_mean_is_resumed_as_well(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--ema", "0.9", "--schedule", "plateau", "--plateau_patience", "0", "--mixup", "0.3"]
+    flags = [*short_training(drawn, tmp_path), *options, "--sampler", "balanced"]
+    assert train.main([*flags, "--exp", "whole"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=3)
+        assert train.main([*flags, "--exp", "cut"]) == 130
+    assert train.main(["--resume", str(tmp_path / "cut")]) == 0
+    assert untimed(history_of(tmp_path / "cut")) == untimed(history_of(tmp_path / "whole"))
+    whole, resumed = (read_checkpoint(tmp_path / name / "last.pth") for name in ("whole", "cut"))
+    for key in ("state_dict", "unaveraged"):
+        assert all(torch.equal(value, resumed[key][name]) for name, value in whole[key].items())
+    assert not torch.equal(whole["state_dict"]["classifier.weight"], whole["unaveraged"]["classifier.weight"])
+
+
+def test_the_running_mean_by_hand(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every step the mean moves by a tenth of its distance, starting from the weights of the first step."""
+    update, seen = train.AveragedModel.update_parameters, []
+
+    def watched(average: Any, model: Any) -> None:
+        update(average, model)
+        seen.append((model.classifier.bias.detach().clone(), average.module.classifier.bias.detach().clone()))
+
+    monkeypatch.setattr(train.AveragedModel, "update_parameters", watched)
+    assert train.main([*short_training(drawn, tmp_path), "--epochs", "1", "--ema", "0.9", "--exp", "mean"]) == 0
+    expected = seen[0][0]
+    for weights, mean in seen[1:]:
+        expected = 0.9 * expected + 0.1 * weights
+        torch.testing.assert_close(mean, expected)
+    assert torch.equal(read_checkpoint(tmp_path / "mean" / "best.pth")["state_dict"]["classifier.bias"], seen[-1][1])
+
+
 def test_interrupted_before_the_first_epoch_ends(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
