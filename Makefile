@@ -3,13 +3,20 @@
 # A verb that a person types always runs. A file that another step needs is built only if it is missing.
 
 MODEL ?= lightcnn
+RECIPE ?=
 DATA ?=
+DATA1 ?= $(DATA)
+FERPLUS ?=
 EXP ?=
 IMG ?=
 ARGS ?=
+ARGS1 ?=
+ARGS2 ?=
+STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
+SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval predict report test lint gpu tensorboard bench clean
+.PHONY: help install install-dev demo metadata train eval study two-phase predict report test lint gpu tensorboard bench clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -48,6 +55,16 @@ $(VENV):
 NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
 CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed42/best.pth))
 
+# What `make train` trains: the recipe named, else that of the model.
+WHAT = $(if $(RECIPE),--recipe $(RECIPE),--model $(MODEL))
+
+# $(call train_once,EXP,RECIPE,DATA,FLAGS): what is trained already stays, what was interrupted goes on.
+define train_once
+	@if [ -f runs/$(1)/training_history.png ]; then echo "runs/$(1) is trained already: remove it to train it anew"; \
+	elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth; \
+	else $(PYTHON) train.py $(2) --exp $(1) --train_meta $(3)/metadata_train.parquet --val_meta $(3)/metadata_val.parquet $(4); fi
+endef
+
 # A face that the demo's network was not trained on.
 A_VAL_FACE := "import pyarrow.parquet as pq; \
   print('runs/demo/data/' + pq.read_table('runs/demo/metadata_val.parquet')['path'][0].as_py())"
@@ -57,7 +74,9 @@ A_VAL_FACE := "import pyarrow.parquet as pq; \
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "variables: MODEL=lightcnn|resnet18|resnet34|resnet50  DATA=folder  EXP=name  IMG=picture  ARGS=\"further flags\""
+	@echo "variables: MODEL=lightcnn|resnet50|resnet34_attention|resnet18_gray|…  RECIPE=E5  DATA=folder  EXP=name"
+	@echo "           IMG=picture  ARGS=\"further flags\"  STUDY=\"E0 E5\"  SEEDS=\"40 41 42\""
+	@echo "           two-phase: DATA1=folder of phase 1  FERPLUS=fer2013new.csv  ARGS1=…  ARGS2=…"
 	@echo "for example: make metadata DATA=fer2013.csv && make train MODEL=lightcnn && make eval"
 
 install: .venv/installed ## make .venv and install requirements.txt into it
@@ -81,10 +100,30 @@ metadata: $(READY) ## index DATA (default: data/, else this folder) into metadat
 	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
-	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,--model $(MODEL)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
+	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,$(WHAT)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
 
 eval: $(READY) | metadata_train.parquet $(if $(EXP),,$(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
 	$(PYTHON) evaluate.py "$(CHECKPOINT)" $(ARGS)
+
+# Every variant with every seed, one after another; what is scored already stays, what was interrupted goes on.
+study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance study with the seeds SEEDS, then their tables
+	@set -e; for recipe in $(STUDY); do for seed in $(SEEDS); do \
+	  run=runs/$${recipe}_seed$$seed; \
+	  if [ -f $$run/metrics_test.json ]; then echo "$$run: scored already"; \
+	  elif [ -f $$run/training_history.png ]; then $(PYTHON) evaluate.py $$run; \
+	  elif [ -f $$run/last.pth ]; then $(PYTHON) train.py --resume $$run/last.pth; \
+	  else $(PYTHON) train.py --recipe $$recipe --seed $$seed --exp $${recipe}_seed$$seed $(ARGS); fi; done; done
+	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
+
+# Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
+# carries backbone and head over, by label name, to the seven of DATA.
+two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS), phase 2 on DATA
+	@test -n "$(DATA)" || { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
+	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/two_phase_1/data \
+	  $(if $(FERPLUS),--ferplus "$(FERPLUS)" --label_set ferplus8)
+	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/two_phase/data
+	$(call train_once,two_phase_1,--recipe two_phase_1,runs/two_phase_1/data,$(ARGS) $(ARGS1))
+	$(call train_once,two_phase,--model resnet34_attention --init runs/two_phase_1/best.pth,runs/two_phase/data,$(ARGS) $(ARGS2))
 
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }

@@ -5,12 +5,14 @@ without --split the test split where there is one. The figures are computed in f
 
     python evaluate.py runs/lightcnn/best.pth --split val
     python evaluate.py runs/a/best.pth runs/b/best.pth --out runs/ensemble
+    python evaluate.py runs/lightcnn --logit_adjust auto --out runs/adjusted      # rare classes count as much as others
 """
 
 import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,11 +25,13 @@ from tqdm import tqdm
 
 import metrics
 from fer_transform import FERDataset, default_workers, make_loader
+from figures import write_pictures
 from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint, memory_format
 
 BATCH_SIZE = 64  # of training's validation, too: another one changes the last digits
+TAUS = tuple(step / 20 for step in range(41))  # strengths of logit adjustment that "auto" tries: 0 to 2
 
 
 class EvaluationError(Exception):
@@ -141,14 +145,15 @@ def write_predictions(path: Path, dataset: FERDataset, predictions: Predictions,
         columns[target] = predictions.affect_true[:, index]
         if predictions.affect_pred is not None:
             columns[f"{target}_predicted"] = predictions.affect_pred[:, index]
-    table = dataset.rows.loc[:, []].assign(**columns)
     temporary = path.with_name(path.name + ".tmp")
-    table.to_parquet(temporary, index=False)
+    dataset.rows.loc[:, []].assign(**columns).to_parquet(temporary, index=False)
     temporary.replace(path)
 
 
-def text_report(values: dict[str, Any], predictions: Predictions, names: Sequence[str]) -> str:
-    """The scores for people to read: per class, overall, baselines, and the commonest confusions in words."""
+def text_report(
+    values: dict[str, Any], predictions: Predictions, names: Sequence[str], *, pattern: metrics.ConfusionPattern
+) -> str:
+    """The scores for people to read: per class, overall, baselines, and the confusions in words."""
     counts = metrics.confusion_counts(predictions.y_true, predictions.y_pred, len(names))
     lines = [f"{values['exp']}: {values['model']} on the {values['split']} split, {values['rows']} rows", ""]
     lines.append(f"{'':<10}{'precision':>11}{'recall':>9}{'F1':>9}{'rows':>8}")
@@ -179,66 +184,29 @@ def text_report(values: dict[str, Any], predictions: Predictions, names: Sequenc
     if confusions:
         lines += ["", "commonest confusions:"]
         lines += [f"  {share:.0%} of {true} taken for {taken} ({count} rows)" for true, taken, count, share in confusions]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *pattern_in_words(pattern)]) + "\n"
 
 
-def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str], *, title: str, paths: Sequence[Path]) -> None:
-    """Confusion matrix as counts and as shares of each true class, side by side; the same picture to every path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import seaborn
-
-    rows = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
-    size = 1.6 + 0.62 * len(names)
-    figure, axes = plt.subplots(1, 2, figsize=(2 * size, size), layout="constrained")
-    for axis, values, style, name in (
-        (axes[0], counts, {"fmt": "d"}, "rows"),
-        (axes[1], shares, {"fmt": ".2f", "vmin": 0.0, "vmax": 1.0}, "share of the true class"),
-    ):
-        seaborn.heatmap(
-            values, annot=True, cmap="Blues", square=True, cbar=False, linewidths=0.5, ax=axis,
-            xticklabels=list(names), yticklabels=list(names), annot_kws={"size": 9}, **style,
-        )  # fmt: skip
-        axis.set(xlabel="predicted", ylabel="true", title=name)
-        axis.tick_params(axis="x", rotation=45)
-        axis.tick_params(axis="y", rotation=0)
-    figure.suptitle(title)
-    first, *others = paths
-    first.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(first, dpi=130)
-    plt.close(figure)
-    for path in others:
-        shutil.copyfile(first, path)
+def pattern_in_words(pattern: metrics.ConfusionPattern, top: int = 10) -> list[str]:
+    """Lines on which confusions are commoner than class totals explain, at most `top` of them, the strongest first."""
+    if pattern.undefined:
+        return [f"confusion pattern: not tested, {pattern.undefined}"]
+    test = f"chi-square {pattern.chi2:.1f} with {pattern.chi2_df:.0f} degrees of freedom, {p_text(pattern.chi2_p)}"
+    note = f" ({pattern.note})" if pattern.note else ""
+    return [
+        f"confusion pattern of {pattern.errors} mistakes: {test}, Cohen's w {pattern.cohen_w:.2f}{note}",
+        f"confusions commoner than class totals explain: {len(pattern.excess)} of {np.isfinite(pattern.p_holm).sum()}",
+        *(
+            f"  {cell.true} taken for {cell.predicted}: {cell.rows} rows, {cell.expected:.0f} expected, "
+            f"{cell.residual:+.1f} standard errors, {p_text(cell.p)} (Holm)"
+            for cell in pattern.excess[:top]
+        ),
+    ]
 
 
-def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int) -> None:
-    """Training curves over the epochs: loss, accuracy and macro F1, learning rate; the chosen epoch is marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [line["epoch"] for line in history]
-    panels = {
-        "loss": {"train_loss": "training", "val_loss": "validation"},
-        "score": {"train_accuracy": "training accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"},
-        "learning rate": {"lr": "learning rate"},
-    }
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
-    for axis, (name, curves) in zip(axes, panels.items(), strict=True):
-        for (key, label), style in zip(curves.items(), ("-", "--", ":"), strict=False):
-            axis.plot(epochs, [line[key] for line in history], style, marker="." if len(epochs) < 40 else None, label=label)
-        axis.axvline(chosen_epoch, color="grey", linewidth=1, label=f"chosen: epoch {chosen_epoch}")
-        axis.set(xlabel="epoch", title=name)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def p_text(p: float) -> str:
+    """A p-value in a few characters; one that underflows to 0 is not said to be 0."""
+    return "p < 1e-300" if p < 1e-300 else f"p {p:.3f}" if p >= 0.001 else f"p {p:.0e}"
 
 
 # --- the script ---------------------------------------------------------------------------------------------------------
@@ -273,8 +241,8 @@ def split_of(meta: Path, asked: str | None) -> str:
 def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_dataset: bool) -> None:
     """Refuse a checkpoint and a parquet that do not belong together, for their labels or for their split.
 
-    A checkpoint knows the split that it was trained on; another split of the same pictures may hold training rows. Raises
-    EvaluationError.
+    A checkpoint knows the split that it was trained on; another split of the same pictures may hold training rows. One of
+    the imbalance-aware study does not know it (None) and is taken at its word. Raises EvaluationError.
     """
     rows, info = read_metadata(meta)
     source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
@@ -286,7 +254,7 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
             f"index with --label_set {target.name}, or leave those rows out with --cross_dataset"
         )
     split_id = checkpoint.info.get("split_id", "unknown")
-    if split_id != info["split_id"] and not cross_dataset:
+    if split_id not in (None, info["split_id"]) and not cross_dataset:
         raise EvaluationError(
             f"{path} was trained on split {split_id}, {meta} is of split {info['split_id']} and may "
             "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
@@ -302,74 +270,132 @@ def load_members(paths: Sequence[Path]) -> list[Checkpoint]:
     return members
 
 
-def output_folder(checkpoints: Sequence[Path], out: Path | None, *, cross_dataset: bool) -> Path:
+def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | None) -> Path:
     """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">.
 
-    Raises EvaluationError where figures of other data would stand in the run's own folder.
+    `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it.
     """
     if out is not None:
         return out
-    if cross_dataset:
-        raise EvaluationError("--cross_dataset needs a folder of its own: --out runs/NAME")
+    if own is not None:
+        raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
     if len(checkpoints) > 1:
         return Path("runs/ensemble")
     path = checkpoints[0]
     return path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
 
 
-def evaluate(
+def predict_rows(
     members: Sequence[Checkpoint],
     *,
     meta: Path,
-    split: str,
-    out: Path,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     data_root: str | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Score the checkpoints (averaged where there are several) on a parquet and write everything into `out`.
-
-    Returns the contents of metrics.json before NaN becomes null, and the text report. Raises MetadataError.
-    """
-    labels: LabelSet = members[0].labels
+) -> tuple[Predictions, FERDataset]:
+    """What the checkpoints (averaged where there are several) say of a parquet's rows, and these. Raises MetadataError."""
+    workers = default_workers(device) if workers is None else workers
     predictions, dataset = [], None
     for member in members:
-        dataset = FERDataset(meta, labels=labels, preprocess=member.preprocess, data_root=data_root)
-        loader = make_loader(
-            dataset,
-            batch_size=batch_size,
-            workers=default_workers(device) if workers is None else workers,
-            device=device,
-        )
-        said = run_inference(member.model, loader, device=device, label=f"scoring {split}")
+        dataset = FERDataset(meta, labels=member.labels, preprocess=member.preprocess, data_root=data_root)
+        loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
+        said = run_inference(member.model, loader, device=device, label=f"scoring {meta.stem}")
         if not member.info.get("affect_rows"):
             said = said._replace(affect_pred=None)  # a head that saw no label says nothing
         predictions.append(said)
     assert dataset is not None
-    joined = predictions[0] if len(predictions) == 1 else average(predictions)
+    return predictions[0] if len(predictions) == 1 else average(predictions), dataset
+
+
+def adjust(predictions: Predictions, priors: np.ndarray, tau: float) -> Predictions:
+    """Post hoc logit adjustment (Menon et al. 2021): τ times the log of each class's share of the training rows (C,) is
+    taken from its logit, as if all classes were equally frequent."""
+    logits = (predictions.logits - tau * np.log(priors)).astype(np.float32)
+    return predictions._replace(logits=logits, probabilities=metrics.softmax(logits))
+
+
+def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
+    """Each class's share of the checkpoint's training rows, (C,). Raises EvaluationError where it does not know them."""
+    counts = members[0].info.get("class_counts")
+    if counts is None or min(counts.values()) == 0:
+        raise EvaluationError(f"{path} does not know how frequent each class was in training – leave out --logit_adjust")
+    rows = np.array([counts[name] for name in members[0].labels.names], dtype=np.float64)
+    return rows / rows.sum()
+
+
+def choose_tau(predictions: Predictions, priors: np.ndarray) -> float:
+    """The strength of logit adjustment, of TAUS, with the best macro-F1 on these rows, which must be validation rows."""
+    scores = []
+    for tau in TAUS:
+        adjusted = adjust(predictions, priors, tau)
+        counts = metrics.confusion_counts(adjusted.y_true, adjusted.y_pred, len(priors))
+        totals = counts.sum(axis=0) + counts.sum(axis=1)
+        scores.append(np.mean(2 * counts.diagonal()[totals > 0] / totals[totals > 0]))
+    return TAUS[int(np.argmax(scores))]
+
+
+def evaluate(
+    joined: Predictions,
+    dataset: FERDataset,
+    members: Sequence[Checkpoint],
+    *,
+    split: str,
+    out: Path,
+    more: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Score predictions of the checkpoints for the rows of a dataset, and write everything into `out`.
+
+    `more` is added to metrics.json. Returns its contents before NaN becomes null, and the text report.
+    """
+    labels: LabelSet = members[0].labels
     scores, reasons = score(joined, labels.names)
     model_name = "+".join(dict.fromkeys(member.info["model"] for member in members))
     exp = out.resolve().name  # the name that . stands for, too
-    values: dict[str, Any] = {"exp": exp, "model": model_name, "split": split, "rows": len(dataset)}
-    values |= {"rows_left_out": dataset.left_out, "label_set": labels.name, "split_id": dataset.info["split_id"]}
-    values |= {"epoch": members[0].info.get("epoch"), "members": len(members)}
-    values |= {"parameters": sum(p.numel() for member in members for p in member.model.parameters())}
-    values |= scores
-    text = text_report(values, joined, labels.names)
-    out.mkdir(parents=True, exist_ok=True)
-    # Every file twice: under the split's name, and as that of the split scored last.
-    for name in ("metrics.json", f"metrics_{split}.json"):
-        write_text(out / name, to_json(values, reasons))
-    for name in ("classification_report.txt", f"classification_report_{split}.txt"):
-        write_text(out / name, text)
-    write_predictions(out / "predictions.parquet", dataset, joined, labels.names)
     counts = metrics.confusion_counts(joined.y_true, joined.y_pred, len(labels))
+    pattern = metrics.confusion_pattern_test(counts, labels.names)
+    values: dict[str, Any] = {
+        "exp": exp, "model": model_name, "split": split, "rows": len(dataset), "rows_left_out": dataset.left_out,
+        "label_set": labels.name, "split_id": dataset.info["split_id"], "epoch": members[0].info.get("epoch"),
+        "members": len(members), "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
+    } | (more or {}) | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
+    reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
+    text = text_report(values, joined, labels.names, pattern=pattern)
+    for suffix in ("", f"_{split}"):  # every file twice: as that of the split scored last, and under the split's name
+        write_text(out / f"metrics{suffix}.json", to_json(values, reasons))
+        write_text(out / f"classification_report{suffix}.txt", text)
+    write_predictions(out / "predictions.parquet", dataset, joined, labels.names)
     title = f"{exp}: accuracy {values['accuracy']:.3f}, macro F1 {values['macro_f1']:.3f} on {split}, {len(dataset)} rows"
-    names = ("confusion_matrix.png", f"confusion_matrix_{split}.png", f"ConfusionMatrix_{model_name}.png")
-    pictures = [out / name for name in names]
-    plot_confusion_matrix(counts, labels.names, title=title, paths=pictures)
+    write_pictures(
+        out, labels.names, counts=counts, pattern=pattern, scores=scores, y_true=joined.y_true,
+        probabilities=joined.probabilities, affect_true=joined.affect_true, affect_pred=joined.affect_pred,
+        image=dataset.image, title=title, split=split, model_name=model_name,
+    )  # fmt: skip
     return values, text
+
+
+def copy_record(run: Path, out: Path, argv: Sequence[str]) -> None:
+    """Put the record of a training beside figures that were scored in another way than it does, with the command of that."""
+    if not (run / "run.json").is_file() or run.resolve() == out.resolve():
+        return
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write_text(
+        out / "run.json", json.dumps(record | {"scored": shlex.join(["python", "evaluate.py", *argv])}, indent=2) + "\n"
+    )
+    for name in ("history.jsonl", "training_history.png"):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, out / name)
+
+
+def strength(text: str) -> float | None:
+    """The number behind --logit_adjust, or None for "auto". Raises EvaluationError."""
+    try:
+        tau = None if text == "auto" else float(text)
+    except ValueError:
+        tau = math.nan
+    if tau is not None and not 0.0 <= tau <= 100.0:
+        raise EvaluationError(f"--logit_adjust is a number from 0, or auto, not {text!r}")
+    return tau
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -388,6 +414,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="score on other pictures than the checkpoint's own; you vouch that none of its training rows are among them",
     )
+    parser.add_argument(
+        "--logit_adjust",
+        "--logit-adjust",
+        metavar="TAU",
+        help="take TAU times the log class frequencies from the logits; auto: the TAU of the best macro F1 on validation",
+    )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="loader processes (default: by platform)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -396,6 +428,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Score and print; status 2 with one line where that cannot be done."""
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     try:
         if args.batch_size < 1 or (args.workers or 0) < 0:
@@ -407,17 +440,27 @@ def main(argv: list[str] | None = None) -> int:
         members = load_members(checkpoints)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
-        out = output_folder(checkpoints, args.out, cross_dataset=args.cross_dataset)
-        values, text = evaluate(
-            members,
-            meta=meta,
-            split=split,
-            out=out,
-            device=choose_device(args.device),
-            batch_size=args.batch_size,
-            workers=args.workers,
-            data_root=args.data_root,
-        )
+        own = "--cross_dataset" if args.cross_dataset else "--logit_adjust" if args.logit_adjust else None
+        out = output_folder(checkpoints, args.out, own=own)
+        loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root}
+        loading["device"] = choose_device(args.device)
+        more = {}
+        if args.logit_adjust:
+            priors = training_priors(members, checkpoints[0])
+            tau = strength(args.logit_adjust)
+            if tau is None:
+                val_meta = meta.with_name("metadata_val.parquet")
+                split_of(val_meta, "val")
+                check_belongs(members[0], checkpoints[0], val_meta, cross_dataset=False)
+                tau = choose_tau(predict_rows(members, meta=val_meta, **loading)[0], priors)
+                print(f"logit adjustment: tau {tau:.2f}, by macro F1 on {val_meta}")
+            more = {"logit_adjust": tau}
+        said, dataset = predict_rows(members, meta=meta, **loading)
+        if more:
+            said = adjust(said, priors, more["logit_adjust"])
+        values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
+        if more:
+            copy_record(checkpoints[0].parent, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
@@ -430,7 +473,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     if values["rows_left_out"]:
         print(f"left out: {values['rows_left_out']} rows whose label the network does not know")
-    print(f"written to {out}{os.sep}: metrics.json, classification_report.txt, predictions.parquet, confusion_matrix.png")
+    print(f"written to {out}{os.sep}: metrics.json, classification_report.txt, predictions.parquet and pictures (*.png)")
     return 0
 
 

@@ -9,6 +9,7 @@ looks like a result; the two functions that score a whole model also say why, un
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 NAN = math.nan
 AFFECT_TARGETS = ("valence", "arousal")  # the columns of y_true and y_pred
 AFFECT_SCORES = ("rmse", "mae", "pearson", "sagr", "ccc", "sagr_nonzero")
+FEW_EXPECTED = 5  # a cell expected to hold fewer rows (Cochran 1954) does not follow the normal distribution well
 
 
 # Expression classes
@@ -101,6 +103,114 @@ def commonest_confusions(
         if i != j and counts[i, j] >= max(min_count, 1)
     ]
     return sorted(pairs, key=lambda pair: (-pair[3], -pair[2]))[:top]
+
+
+class Excess(NamedTuple):
+    """A confusion that is commoner than its margins explain: rows counted and expected, the distance in standard errors,
+    and the p-value after Holm's correction."""
+
+    true: str
+    predicted: str
+    rows: int
+    expected: float
+    residual: float
+    p: float
+
+
+class ConfusionPattern(NamedTuple):
+    """What `confusion_pattern_test` found. Matrices are (C, C), true class first, NaN where there is nothing to test.
+
+    `chi2`, `chi2_df`, `chi2_p` and `cohen_w` are NaN where `undefined` says why; `note` warns of small expected counts;
+    `excess` has the cells whose `p_holm` is below the level, strongest first.
+    """
+
+    chi2: float
+    chi2_df: float
+    chi2_p: float
+    cohen_w: float
+    errors: int
+    expected: np.ndarray
+    residuals: np.ndarray
+    p_holm: np.ndarray
+    excess: tuple[Excess, ...]
+    undefined: str | None
+    note: str | None
+
+    def scores(self) -> dict[str, float]:
+        """The flat figures, under the keys of metrics.json."""
+        return {f"confusion_{key}": getattr(self, key) for key in ("chi2", "chi2_df", "chi2_p", "cohen_w")}
+
+
+def confusion_pattern_test(counts: np.ndarray, names: Sequence[str], *, level: float = 0.05) -> ConfusionPattern:
+    """Which classes are mistaken for which more often than the margins explain, the hits on the diagonal left aside.
+
+    `counts` is a (C, C) matrix of `confusion_counts`. Under quasi-independence (Goodman 1968) row i is taken for class j ≠ i
+    in proportion to a_i · b_j: how often i is missed, times how often j is said by mistake. Against it stand Pearson's χ²
+    over the cells off the diagonal with cells − rank of the design degrees of freedom, (C − 1)² − C where every class is
+    missed and said by mistake, and Cohen's w = sqrt(χ² / mistakes) (Cohen 1988). Rows and columns without a mistake are
+    fitted exactly and left out.
+
+    Each cell has its adjusted residual (O − E) / sqrt(E (1 − leverage)) (Haberman 1973), about standard normal under the
+    model, and a one-sided p-value of excess: of the normal distribution, or, for a cell expected to hold fewer than 5 rows,
+    of the Poisson distribution. They are corrected over all cells (Holm 1979); `level` is the chance of naming any wrongly.
+    """
+    mistakes = np.array(counts, dtype=np.float64)  # (C, C)
+    np.fill_diagonal(mistakes, 0)
+    nothing = np.full(mistakes.shape, NAN)
+    total, missed, said = mistakes.sum(), mistakes.sum(axis=1), mistakes.sum(axis=0)
+    one_hot = np.eye(len(names))
+    cells = (missed[:, None] > 0) & (said > 0) & (one_hot == 0)  # (C, C)
+    i, j = np.nonzero(cells)  # (cells,) each
+    design = np.hstack([one_hot[i], one_hot[j]])  # (cells, 2C)
+    freedom = len(i) - int(np.linalg.matrix_rank(design)) if len(i) else 0
+    everywhere = [name for name, rows in zip(names, missed + said, strict=True) if rows == total]
+    undefined = None
+    if total == 0:
+        undefined = "no row is misclassified"
+    elif ((missed + said) > 0).sum() < 3:
+        undefined = "mistakes are among fewer than 3 classes"
+    elif everywhere:  # the margins fix the table: away from that class all cells are 0
+        undefined = f"every mistake has {everywhere[0]} as truth or prediction"
+    elif freedom <= 0:
+        undefined = "mistakes are in too few cells: no degrees of freedom"
+    if undefined:
+        return ConfusionPattern(NAN, NAN, NAN, NAN, int(total), nothing, nothing, nothing, (), undefined, None)
+
+    from scipy.special import chdtrc, gammainc, ndtr  # half a second to import
+
+    observed, expected = mistakes[i, j], _quasi_independent(missed, said, cells)[i, j]  # (cells,) each
+    left, singular, _ = np.linalg.svd(np.sqrt(expected)[:, None] * design, full_matrices=False)
+    leverage = np.square(left[:, singular > 1e-9 * singular[0]]).sum(axis=1)  # in the Poisson fit, whose weights are E
+    free = leverage < 1 - 1e-9  # the others are alone with a parameter of their own
+    error = np.sqrt(np.where(free, expected * (1 - leverage), NAN))
+    residual = (observed - expected) / error
+    poisson = np.where(observed > 0, gammainc(observed.clip(min=1), expected), 1)  # P(X ≥ O)
+    tail = np.where(expected < FEW_EXPECTED, poisson, ndtr(-residual))
+    corrected = np.full(len(i), NAN)
+    corrected[free] = _holm(tail[free])
+    matrices = [nothing.copy() for _ in range(3)]
+    for matrix, values in zip(matrices, (expected, residual, corrected), strict=True):
+        matrix[i, j] = values
+    found = [
+        Excess(names[i[k]], names[j[k]], int(observed[k]), float(expected[k]), float(residual[k]), float(corrected[k]))
+        for k in np.flatnonzero(corrected < level)
+    ]
+    chi2 = float(((observed - expected) ** 2 / expected).sum())
+    few = int((expected < FEW_EXPECTED).sum())
+    rough = f"{few} of {len(i)} cells have an expected count under {FEW_EXPECTED}: the chi-square test is rough"
+    return ConfusionPattern(
+        chi2=chi2,
+        chi2_df=float(freedom),
+        chi2_p=float(chdtrc(freedom, chi2)),
+        cohen_w=math.sqrt(chi2 / total),
+        errors=int(total),
+        expected=matrices[0],
+        residuals=matrices[1],
+        p_holm=matrices[2],
+        excess=tuple(sorted(found, key=lambda cell: (cell.p, -cell.residual))),
+        undefined=None,
+        note=rough if few > 0.2 * len(i) else None,
+    )
 
 
 def krippendorff_alpha_nominal(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -295,6 +405,30 @@ def _cohen_kappa(counts: np.ndarray) -> float:
     total = int(counts.sum())
     chance = int((counts.sum(axis=1) * counts.sum(axis=0)).sum())  # p_e · N², in whole numbers so that p_e = 1 is exact
     return _ratio(int(np.trace(counts)) * total - chance, total * total - chance)
+
+
+def _quasi_independent(missed: np.ndarray, said: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Expected counts (C, C), a_i · b_j in `cells` and 0 elsewhere, with row sums `missed` (C,) and column sums `said` (C,).
+
+    Iterative proportional fitting (Deming and Stephan 1940): rows and columns are scaled to their sums in turn.
+    """
+    expected = cells.astype(np.float64)
+    for _ in range(10_000):
+        rows = expected.sum(axis=1)
+        if np.abs(rows - missed).max() <= 1e-12 * missed.sum():
+            break
+        expected *= np.divide(missed, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
+        columns = expected.sum(axis=0)
+        expected *= np.divide(said, columns, out=np.zeros_like(columns), where=columns > 0)
+    return expected
+
+
+def _holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values (n,) corrected for being n (Holm 1979): in ascending order times n, n − 1, …, never falling, at most 1."""
+    order = np.argsort(p_values)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)).clip(max=1)
+    return corrected
 
 
 def _target_scores(true: np.ndarray, predicted: np.ndarray, target: str) -> tuple[dict[str, float], dict[str, str]]:

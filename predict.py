@@ -104,7 +104,8 @@ class EmotionPredictor:
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is BGR, uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
-        box = Face(*(int(value) for value in face), math.nan)
+        x, y, w, h = (int(value) for value in face)
+        box = Face(x, y, w, h, math.nan)
         if box.w < 1 or box.h < 1 or not (-box.w < box.x < frame.shape[1] and -box.h < box.y < frame.shape[0]):
             raise ValueError(f"the box {face} is (x, y, w, h) of no part of a frame of {frame.shape[1]}×{frame.shape[0]} px")
         image = np.ascontiguousarray(frame[:, :, ::-1])

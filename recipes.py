@@ -68,6 +68,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mixup": LIGHTCNN | {"mixup": 0.2},
     "two_phase_1": PHASE_1,
     "resnet34_attention": PHASE_2,
+    # The stronger backbones of the two-phase document's tips.
+    "efficientnet_b0": PHASE_2 | {"model": "efficientnet_b0"},
+    "convnext_tiny": PHASE_2 | {"model": "convnext_tiny"},
+    "vit_b_16": PHASE_2 | {"model": "vit_b_16"},
     "resnet18_gray": FOUR_CLASS,
     # A small multitask network for the demo's 1,920 drawn faces: small batches, as so few rows give few steps.
     "demo": LIGHTCNN

@@ -30,9 +30,10 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomS
 from tqdm import tqdm
 
 import evaluate
-from evaluate import BATCH_SIZE, plot_history, run_inference, score, write_text
+from evaluate import BATCH_SIZE, run_inference, score, write_text
 from faces import Preprocess
 from fer_transform import AUGMENTATIONS, SIZE_MIN_PX, FERDataset, default_workers, make_loader
+from figures import plot_history
 from labels import LABEL_SETS, LabelSet
 from losses import (
     LOSSES,

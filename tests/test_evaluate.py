@@ -14,6 +14,7 @@ import torch
 
 import evaluate
 import metrics
+import report
 from evaluate import Predictions, average, run_inference, score, to_json
 from faces import Preprocess, read_image
 from fer_transform import FERDataset, make_loader
@@ -70,8 +71,8 @@ def scored(trained: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the confusion matrix, which takes longer than the scoring, where a test is about something else."""
-    monkeypatch.setattr(evaluate, "plot_confusion_matrix", lambda *_, **__: None)
+    """Skip the pictures, which take longer than the scoring, where a test is about something else."""
+    monkeypatch.setattr(evaluate, "write_pictures", lambda *_, **__: None)
 
 
 # Inference
@@ -158,10 +159,12 @@ def test_keys_of_metrics_json(scored: Path, drawn: Path) -> None:
     expected += [
         f"{target}_{kind}" for target in ("valence", "arousal") for kind in ("rmse", "mae", "pearson", "sagr", "ccc")
     ]
+    expected += ["confusion_chi2", "confusion_chi2_df", "confusion_chi2_p", "confusion_cohen_w"]
     assert [key for key in values if key in expected] == expected
     assert (values["exp"], values["model"], values["split"], values["rows"]) == ("short", "lightcnn", "val", 23)
     assert values["split_id"] == split_id_of(drawn) and values["label_set"] == "affectnet8"
-    assert all(isinstance(value, str | int | float) or value is None for value in values.values())  # flat
+    nested = [key for key, value in values.items() if not (value is None or isinstance(value, str | int | float))]
+    assert nested == ["confusion"]  # all else is flat
     undefined = [key for key, value in values.items() if value is None]
     assert undefined  # a network of three epochs never predicts some class
     assert all(isinstance(values[f"{key}_reason"], str) and values[f"{key}_reason"] for key in undefined)
@@ -200,30 +203,84 @@ def test_text_report(scored: Path) -> None:
     assert f"{share:.0%} of {true} taken for {taken} ({number} rows)" in text
 
 
+def test_pattern_of_confusions_in_figures_and_in_words() -> None:
+    names = LABEL_SETS["fer7"].names
+    counts = np.full((7, 7), 30)
+    counts[2, 4] += 60
+    pattern = metrics.confusion_pattern_test(counts, names)
+    test, header, confusion = evaluate.pattern_in_words(pattern)
+    assert test.startswith(
+        f"confusion pattern of 1320 mistakes: chi-square {pattern.chi2:.1f} with 29 degrees of freedom, p "
+    )
+    assert f"Cohen's w {math.sqrt(pattern.chi2 / 1320):.2f}" in test and header.endswith("explain: 1 of 42")
+    (cell,) = pattern.excess
+    assert confusion.startswith(
+        f"  fear taken for sad: 90 rows, {cell.expected:.0f} expected, +{cell.residual:.1f} standard "
+    )
+    assert confusion.endswith(f"errors, p {cell.p:.0e} (Holm)")
+    counts += np.eye(7, k=1, dtype=int) * 900 + np.eye(7, k=-1, dtype=int) * 900
+    pattern = metrics.confusion_pattern_test(counts, names)
+    assert len(evaluate.pattern_in_words(pattern, top=3)) == 2 + 3 < 2 + len(pattern.excess)
+    right = metrics.confusion_pattern_test(np.diag(np.arange(7)), names)
+    assert evaluate.pattern_in_words(right) == ["confusion pattern: not tested, no row is misclassified"]
+    few = metrics.confusion_pattern_test(np.ones((7, 7), dtype=int), names)
+    assert evaluate.pattern_in_words(few)[0].endswith(
+        "(42 of 42 cells have an expected count under 5: the chi-square test is rough)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "p < 1e-300"), (1e-320, "p < 1e-300"), (1.2e-20, "p 1e-20"), (0.0042, "p 0.004"), (1.0, "p 1.000")],
+)
+def test_p_values_in_words(p: float, text: str) -> None:
+    assert evaluate.p_text(p) == text
+
+
+def test_the_pattern_is_of_these_predictions(scored: Path) -> None:
+    table, values = pd.read_parquet(scored / "predictions.parquet"), metrics_of(scored)
+    counts = metrics.confusion_counts(
+        [EIGHT.index(name) for name in table["label"]], [EIGHT.index(name) for name in table["predicted"]], 8
+    )
+    pattern = metrics.confusion_pattern_test(counts, EIGHT.names)
+    for key, value in pattern.scores().items():
+        assert values[key] == (None if math.isnan(value) else value)
+        assert values.get(f"{key}_reason") == pattern.undefined
+    assert evaluate.pattern_in_words(pattern)[0] in (scored / "classification_report.txt").read_text(encoding="utf-8")
+
+
+PICTURES = ("confusion_matrix", "misclassification_heatmap", "per_class", "misclassified", "affect_scatter", "affect_plane")
+
+
 def test_pictures(scored: Path) -> None:
+    for stem in PICTURES:
+        assert read_image(scored / f"{stem}.png").std() > 10
+        assert (scored / f"{stem}.png").read_bytes() == (scored / f"{stem}_val.png").read_bytes()
     picture = read_image(scored / "confusion_matrix.png")
     assert picture.shape[1] > 1.5 * picture.shape[0] > 700  # two matrices side by side
     left, right = np.split(picture, [picture.shape[1] // 2], axis=1)
     assert left.std() > 20 and right.std() > 20
     assert (scored / "ConfusionMatrix_lightcnn.png").read_bytes() == (scored / "confusion_matrix.png").read_bytes()
+    assert (scored / "confusion_residuals.png").is_file() == (metrics_of(scored)["confusion_chi2"] is not None)
     assert not list(scored.glob("*.tmp"))
 
 
-def test_confusion_matrix_shows_both_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import seaborn
+def test_pictures_that_do_not_apply_are_removed(
+    scored: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(scored, out)
+    path = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id_of(drawn), affect=False)
+    assert evaluate.main([str(path), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(out)]) == 0
+    assert {path.name for path in out.glob("affect_*")} == set()
+    assert {f"{stem}{suffix}.png" for stem in PICTURES[:4] for suffix in ("", "_val")} <= {p.name for p in out.glob("*.png")}
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"written to {out}{os.sep}: metrics.json, ") and last.endswith("and pictures (*.png)")
 
-    drawn_matrices = []
-    heatmap = seaborn.heatmap
 
-    def watched(values: np.ndarray, **options: Any) -> Any:
-        drawn_matrices.append(values)
-        return heatmap(values, **options)
-
-    monkeypatch.setattr(seaborn, "heatmap", watched)
-    counts = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
-    evaluate.plot_confusion_matrix(counts, ("a", "b", "c"), title="t", paths=[tmp_path / "m.png"])
-    np.testing.assert_array_equal(drawn_matrices[0], counts)
-    np.testing.assert_allclose(drawn_matrices[1], [[0.75, 0.25, 0], [0, 0.5, 0.5], [math.nan] * 3])
+def test_no_face_of_a_data_set_is_kept() -> None:
+    assert not [name for name in (*report.KEPT, *report.OF_ONE_SPLIT) if name.startswith("misclassified")]
+    assert "confusion_matrix.png" in report.KEPT
 
 
 # Several checkpoints
@@ -345,12 +402,12 @@ def test_a_run_folder_stands_for_its_best_checkpoint(scored: Path, drawn: Path, 
 
 
 def test_where_results_go() -> None:
-    assert evaluate.output_folder([Path("runs/a/best.pth")], None, cross_dataset=False) == Path("runs/a")
-    assert evaluate.output_folder([Path("weights/lightcnn.pth")], None, cross_dataset=False) == Path("runs/lightcnn")
-    assert evaluate.output_folder([Path("a.pth"), Path("b.pth")], None, cross_dataset=False) == Path("runs/ensemble")
-    assert evaluate.output_folder([Path("a.pth")], Path("x"), cross_dataset=True) == Path("x")
+    assert evaluate.output_folder([Path("runs/a/best.pth")], None, own=None) == Path("runs/a")
+    assert evaluate.output_folder([Path("weights/lightcnn.pth")], None, own=None) == Path("runs/lightcnn")
+    assert evaluate.output_folder([Path("a.pth"), Path("b.pth")], None, own=None) == Path("runs/ensemble")
+    assert evaluate.output_folder([Path("a.pth")], Path("x"), own="--cross_dataset") == Path("x")
     with pytest.raises(evaluate.EvaluationError, match="--out"):
-        evaluate.output_folder([Path("runs/a/best.pth")], None, cross_dataset=True)
+        evaluate.output_folder([Path("runs/a/best.pth")], None, own="--cross_dataset")
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -366,3 +423,73 @@ def test_rows_of_several_splits_are_no_split(pixels: Path, tmp_path: Path, capsy
 def test_pictures_in_one_file_have_no_data_root(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
     assert "leave it out" in error_of(capsys, path, "--meta", pixels / "metadata_val.parquet", "--data_root", tmp_path)
+
+
+# Logit adjustment after training
+
+
+def test_adjustment_by_hand() -> None:
+    said = predictions_of([[0.6, 0.3, 0.1]], None)
+    priors = np.array([0.7, 0.2, 0.1])
+    adjusted = evaluate.adjust(said, priors, 1.0).probabilities[0]
+    ratios = np.array([0.6 / 0.7, 0.3 / 0.2, 0.1 / 0.1])
+    np.testing.assert_allclose(adjusted, ratios / ratios.sum(), rtol=1e-5)
+    np.testing.assert_allclose(evaluate.adjust(said, priors, 0.0).probabilities, said.probabilities, rtol=1e-6)
+
+
+def test_tau_is_that_of_the_best_macro_f1() -> None:
+    """Rows of the rare class lie 1.0 too low for it: half of log 9, the ratio of the priors, is just enough."""
+    logits = np.array([[1.0, 0.0]] * 3 + [[1.0, 4.0], [5.0, 0.0], [5.0, 0.0]], dtype=np.float32)
+    said = predictions_of([[0.5, 0.5]] * 6, None)._replace(
+        y_true=np.array([1, 1, 1, 1, 0, 0]), logits=logits, probabilities=metrics.softmax(logits)
+    )
+    priors = np.array([0.9, 0.1])
+    tau = evaluate.choose_tau(said, priors)
+    assert tau == min(value for value in evaluate.TAUS if value * np.log(9) > 1.0)  # the smallest that is perfect
+    assert (evaluate.adjust(said, priors, tau).y_pred == said.y_true).all()
+
+
+def test_adjusted_scores_go_to_a_folder_of_their_own(
+    scored: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = ["--meta", str(drawn / "metadata_val.parquet")]
+    assert "--logit_adjust needs a folder of its own" in error_of(capsys, scored, *meta, "--logit_adjust", "1")
+    assert "a number from 0, or auto" in error_of(capsys, scored, *meta, "--out", tmp_path / "x", "--logit_adjust", "much")
+    before = metrics_of(scored)
+    assert evaluate.main([str(scored), *meta, "--out", str(tmp_path / "same"), "--logit_adjust", "0"]) == 0
+    same = metrics_of(tmp_path / "same")
+    assert same["logit_adjust"] == 0 and same["accuracy"] == before["accuracy"] and same["macro_f1"] == before["macro_f1"]
+    capsys.readouterr()
+    assert evaluate.main([str(scored), *meta, "--out", str(tmp_path / "auto"), "--logit_adjust", "auto"]) == 0
+    assert "logit adjustment: tau " in capsys.readouterr().out
+    auto = metrics_of(tmp_path / "auto")
+    assert auto["macro_f1"] >= before["macro_f1"]  # chosen on these very rows
+    record = json.loads((tmp_path / "auto" / "run.json").read_text(encoding="utf-8"))
+    assert record["scored"].endswith("--logit_adjust auto") and record["command"].startswith("python train.py")
+    assert (tmp_path / "auto" / "history.jsonl").read_bytes() == (scored / "history.jsonl").read_bytes()
+
+
+def test_adjustment_needs_the_class_frequencies(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id_of(drawn))
+    flags = ("--meta", drawn / "metadata_val.parquet", "--out", tmp_path / "out", "--logit_adjust", "1")
+    assert "does not know how frequent each class was" in error_of(capsys, path, *flags)
+
+
+def test_confusion_counts_are_in_the_figures(scored: Path) -> None:
+    values = metrics_of(scored)
+    counts = np.array(values["confusion"])
+    assert counts.sum() == values["rows"] and counts.trace() / values["rows"] == pytest.approx(values["accuracy"])
+    recall = counts[EIGHT.index("happy"), EIGHT.index("happy")] / counts[EIGHT.index("happy")].sum()
+    assert recall == pytest.approx(values["recall_happy"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_studys_checkpoints_are_scored_though_they_know_no_split(pixels: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = build_model("lightcnn", classes=7, affect=False, preprocess=Preprocess(48, 1, (0.5,), (0.5,)))
+    head = {f"fc.{key}": value for key, value in net.classifier.state_dict().items()}
+    torch.save({"epoch": 3, "backbone": net.backbone.state_dict(), "head": head}, tmp_path / "E5.pt")
+    flags = ["--meta", str(pixels / "metadata_test.parquet"), "--out", str(tmp_path / "out")]
+    assert evaluate.main([str(tmp_path / "E5.pt"), *flags]) == 0
+    values = metrics_of(tmp_path / "out")
+    assert values["rows"] == 21 and values["label_set"] == "custom" and "f1_neutral" in values

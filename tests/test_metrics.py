@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr
+from scipy.stats import chi2, norm, pearsonr, poisson
 from sklearn import metrics as sk
 
 import metrics
@@ -125,6 +125,29 @@ def classification_by_loops(true, predicted, probabilities, names):
         "pr_auc_macro": sum(average_precision_by_thresholds(positives[c], columns[c]) for c in present) / len(present),
         "krippendorff_alpha": alpha_by_pairs(true, predicted),
     }
+
+
+def quasi_independence_by_newton(mistakes):
+    """Poisson regression log E_ij = a_i + b_j off the diagonal, by Newton's method: cells, design, E and leverage.
+
+    Rows and columns that sum to 0 are left out.
+    """
+    size = len(mistakes)
+    cells = [
+        (i, j) for i, j in product(range(size), repeat=2) if i != j and mistakes[i].sum() > 0 and mistakes[:, j].sum() > 0
+    ]
+    design = np.zeros((len(cells), 2 * size))
+    for k, (i, j) in enumerate(cells):
+        design[k, i] = design[k, size + j] = 1
+    observed = np.array([float(mistakes[cell]) for cell in cells])
+    fitted = observed + 0.5
+    for _ in range(60):  # iteratively reweighted least squares
+        working = np.log(fitted) + (observed - fitted) / fitted
+        root = np.sqrt(fitted)
+        fitted = np.exp(design @ np.linalg.lstsq(root[:, None] * design, root * working, rcond=1e-10)[0])
+    weighted = design * fitted[:, None]
+    information = np.linalg.pinv(design.T @ weighted, rcond=1e-10)
+    return cells, design, fitted, np.einsum("ij,jk,ik->i", weighted, information, design)
 
 
 def random_answers(seed, classes, rows, missing=()):
@@ -308,6 +331,134 @@ def test_commonest_confusions_by_fraction_of_the_true_class():
         ("angry", "happy", 4),
         ("angry", "sad", 4),
     ]
+
+
+def test_confusion_pattern_of_published_example():
+    # Agresti 2002, Categorical Data Analysis, chapter 10 (carcinoma ratings of two pathologists): quasi-independence
+    # has X² = 11.5. No mistake falls into the fourth column, so its three cells count for nothing: 9 cells, 6 parameters.
+    counts = np.array([[22, 2, 2, 0], [5, 7, 14, 0], [0, 2, 36, 0], [0, 1, 17, 10]])
+    pattern = metrics.confusion_pattern_test(counts, ("1", "2", "3", "4"))
+    assert pattern.chi2 == pytest.approx(11.5, abs=0.05)
+    assert pattern.chi2_df == 3 and pattern.errors == 43
+    assert pattern.cohen_w == approx(math.sqrt(pattern.chi2 / 43))
+    assert pattern.note == "7 of 9 cells have an expected count under 5: the chi-square test is rough"
+    assert np.isnan(pattern.expected[:, 3]).all() and np.isnan(np.diag(pattern.residuals)).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_confusion_pattern_against_poisson_regression(seed):
+    rng = np.random.default_rng(seed)
+    size = 3 + seed % 6
+    names = tuple("abcdefgh"[:size])
+    counts = rng.poisson(rng.gamma(1.5, 12, (size, size)))
+    if size > 4:
+        counts[1], counts[:, 2] = rng.integers(0, 2) * counts[1], 0  # no row of b, c never predicted
+    pattern = metrics.confusion_pattern_test(counts, names)
+    cells, design, fitted, leverage = quasi_independence_by_newton(counts)
+    observed = np.array([counts[cell] for cell in cells])
+    assert np.isfinite(pattern.expected).sum() == len(cells)
+    assert np.array([pattern.expected[cell] for cell in cells]) == pytest.approx(fitted, rel=1e-7)
+    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, fitted, strict=True))
+    assert pattern.chi2 == pytest.approx(statistic, rel=1e-7)
+    assert pattern.chi2_df == len(cells) - np.linalg.matrix_rank(design)
+    if (counts.sum(axis=1) * counts.sum(axis=0)).all():
+        assert pattern.chi2_df == (size - 1) ** 2 - size
+    assert pattern.chi2_p == pytest.approx(chi2.sf(statistic, pattern.chi2_df), rel=1e-6)
+    residuals = (observed - fitted) / np.sqrt(fitted * (1 - leverage))
+    assert np.array([pattern.residuals[cell] for cell in cells]) == pytest.approx(residuals, rel=1e-6, abs=1e-6)
+    p_values = [poisson.sf(o - 1, e) if e < 5 else norm.sf(z) for o, e, z in zip(observed, fitted, residuals, strict=True)]
+    significant = set()
+    for rank, k in enumerate(np.argsort(p_values)):  # Holm: stop at the first that is not significant
+        if p_values[k] * (len(cells) - rank) >= 0.05:
+            break
+        significant.add((names[cells[k][0]], names[cells[k][1]]))
+    assert {(cell.true, cell.predicted) for cell in pattern.excess} == significant
+    smallest = min(p_values) * len(cells)
+    assert np.nanmin(pattern.p_holm) == pytest.approx(min(smallest, 1), rel=1e-5)
+
+
+def test_confusion_pattern_where_margins_explain_everything():
+    counts = np.outer([1, 2, 3, 4], [5, 7, 11, 13]) * 10
+    np.fill_diagonal(counts, [900, 0, 40, 3])  # hits do not matter
+    pattern = metrics.confusion_pattern_test(counts, ("a", "b", "c", "d"))
+    assert pattern.chi2 == pytest.approx(0, abs=1e-12) and pattern.chi2_p == pytest.approx(1) and pattern.chi2_df == 5
+    assert pattern.cohen_w == pytest.approx(0, abs=1e-6) and pattern.excess == () and pattern.note is None
+    away = ~np.eye(4, dtype=bool)
+    assert pattern.expected[away] == pytest.approx(counts[away].astype(float), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [4, 7, 8])
+def test_confusion_pattern_finds_a_planted_excess_and_nothing_else(size):
+    names = tuple("abcdefgh"[:size])
+    counts = np.full((size, size), 30)
+    counts[2, 1] += 60
+    pattern = metrics.confusion_pattern_test(counts, names)
+    (cell,) = pattern.excess
+    assert (cell.true, cell.predicted, cell.rows) == ("c", "b", 90)
+    assert cell.residual == np.nanmax(pattern.residuals) > 4.5 and cell.p < 1e-4
+    assert 45 < cell.expected < 75
+    assert pattern.scores() == {
+        "confusion_chi2": pattern.chi2,
+        "confusion_chi2_df": (size - 1) ** 2 - size,
+        "confusion_chi2_p": pattern.chi2_p,
+        "confusion_cohen_w": pattern.cohen_w,
+    }
+
+
+def test_confusion_pattern_names_the_strongest_first():
+    counts = np.full((7, 7), 30)
+    counts[0, 1] += 60
+    counts[3, 5] += 200
+    counts[6, 2] += 110
+    found = metrics.confusion_pattern_test(counts, tuple("abcdefg")).excess
+    assert [(cell.true, cell.predicted) for cell in found] == [("d", "f"), ("g", "c"), ("a", "b")]
+
+
+def test_confusion_pattern_rarely_finds_what_is_not_there():
+    rng = np.random.default_rng(3)
+    chance = np.outer(rng.dirichlet(np.full(7, 5)), rng.dirichlet(np.full(7, 5)))
+    np.fill_diagonal(chance, 0)
+    tables = rng.multinomial(1300, chance.ravel() / chance.sum(), 400).reshape(-1, 7, 7)
+    patterns = [metrics.confusion_pattern_test(table, tuple("abcdefg")) for table in tables]
+    assert np.mean([bool(pattern.excess) for pattern in patterns]) == pytest.approx(0.05, abs=0.03)  # the level
+    assert np.mean([pattern.chi2_p < 0.05 for pattern in patterns]) == pytest.approx(0.05, abs=0.03)
+    few = rng.multinomial(60, chance.ravel() / chance.sum(), 400).reshape(-1, 7, 7)  # about one a cell
+    assert np.mean([bool(metrics.confusion_pattern_test(table, tuple("abcdefg")).excess) for table in few]) < 0.05
+
+
+def test_a_mistake_or_two_are_no_excess():
+    counts = np.zeros((7, 7), dtype=int)
+    counts[0, 1:] = counts[1:, 0] = 40  # away from a, little is expected, and two rows lie far from it in standard errors
+    counts[2, 3] = 2
+    pattern = metrics.confusion_pattern_test(counts, tuple("abcdefg"))
+    assert pattern.residuals[2, 3] > 5 and pattern.excess == ()
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        (np.diag([5, 3, 2]), "no row is misclassified"),
+        (np.zeros((3, 3), dtype=int), "no row is misclassified"),
+        ([[5, 2, 0], [3, 4, 0], [0, 0, 9]], "mistakes are among fewer than 3 classes"),
+        ([[5, 2], [3, 4]], "mistakes are among fewer than 3 classes"),
+        ([[5, 2, 4, 1], [3, 4, 0, 0], [1, 0, 9, 0], [0, 0, 0, 3]], "every mistake has a as truth or prediction"),
+        ([[0, 0, 0], [3, 1, 2], [4, 5, 1]], "mistakes are in too few cells: no degrees of freedom"),  # no row of a
+    ],
+)
+def test_confusion_pattern_is_undefined(counts, reason):
+    counts = np.array(counts)
+    pattern = metrics.confusion_pattern_test(counts, tuple("abcd"[: len(counts)]))
+    assert pattern.undefined == reason and pattern.excess == () and pattern.note is None
+    assert pattern.errors == counts.sum() - np.trace(counts)
+    assert all(math.isnan(value) for value in pattern.scores().values()) and np.isnan(pattern.residuals).all()
+
+
+def test_confusion_pattern_has_finite_figures_where_the_p_value_underflows():
+    counts = np.full((4, 4), 10)
+    counts[0, 1] = counts[1, 0] = counts[2, 3] = counts[3, 2] = 100_000
+    pattern = metrics.confusion_pattern_test(counts, tuple("abcd"))
+    assert pattern.chi2_p == 0 and pattern.chi2 > 1e5
+    assert {(cell.true, cell.predicted) for cell in pattern.excess} == {("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")}
 
 
 def test_krippendorff_alpha_of_published_examples():

@@ -244,7 +244,7 @@ def test_history_and_checkpoints_agree(trained: Path, drawn: Path) -> None:
 def test_training_and_evaluation_cannot_disagree(
     trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "plot_confusion_matrix", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate, "write_pictures", lambda *_, **__: None)
     for name in ("best.pth", "last.pth"):
         out = tmp_path / name
         assert evaluate.main([str(trained / name), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(out)]) == 0
