@@ -46,7 +46,7 @@ def picture(paths: Sequence[Path], width_in: float, height_in: float, title: str
         png = io.BytesIO()
         figure.draw_without_rendering()  # lays out; the second time, when saving, no label is cut off any more
         figure.savefig(png, format="png")
-    palette = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the size
+    palette = Image.open(png).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)  # a third of the size
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")

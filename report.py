@@ -1,7 +1,7 @@
 """From run folders to results/<exp>/, and from there to RESULTS.md.
 
-Named runs are copied first: what is to be kept of them, and no picture of a face. RESULTS.md is then written from results/
-alone, so a fresh clone reproduces it to the byte.
+Named runs are copied first: what is to be kept of them, and no picture of a face. RESULTS.md and results/study/ are then
+written from results/ alone, so a fresh clone reproduces them to the byte.
 
     python report.py runs/E0_seed42        # keep this run, and write RESULTS.md
     python report.py                       # write RESULTS.md again
@@ -12,25 +12,37 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import study
 from evaluate import write_text
 from labels import LABEL_SETS
+from recipes import DOCUMENTED
 
-KEPT = (
-    "run.json",
-    "history.jsonl",
-    "metrics.json",
-    "metrics_val.json",
-    "metrics_test.json",
-    "classification_report.txt",
+PICTURES = (  # without misclassified.png: it shows faces
     "confusion_matrix.png",
+    "misclassification_heatmap.png",
+    "confusion_residuals.png",
+    "per_class.png",
+    "affect_scatter.png",
+    "affect_plane.png",
     "training_history.png",
 )
-OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", "confusion_matrix.png")
+OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", *PICTURES[:-1])
+KEPT = ("run.json", "history.jsonl", "metrics_val.json", "metrics_test.json", *OF_ONE_SPLIT, "training_history.png")
 REQUIRED = ("run.json", "history.jsonl", "metrics.json")
+
+# The classes that a label set's networks find hardest, by the document of each.
+TOUGH = {
+    "fer7": ("f1_disgust", "f1_fear", "recall_fear"),
+    "fer4": ("f1_angry",),
+    "affectnet8": ("f1_contempt", "f1_disgust"),
+    "ferplus8": ("f1_contempt", "f1_disgust"),
+}
 
 HEAD = """# Results
 
@@ -99,16 +111,35 @@ def portable(text: str) -> str:
 def read_result(folder: Path) -> dict[str, Any]:
     """The figures of a kept run: those of the test split where it was scored, with `run` and `history` beside them.
 
-    Raises ReportError where a file is lacking.
+    Raises ReportError where a file is lacking or damaged.
     """
+    again = f"keep that run again: python report.py runs/{folder.name}"
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
-        raise ReportError(f"{folder} lacks {', '.join(missing)} – keep that run again: python report.py runs/{folder.name}")
-    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    values["run"] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    values["history"] = [json.loads(line) for line in lines]
+        raise ReportError(f"{folder} lacks {', '.join(missing)} – {again}")
+    text = {name: (folder / name).read_text(encoding="utf-8") for name in REQUIRED}
+    try:
+        values = json.loads(text["metrics.json"])
+        values["run"] = json.loads(text["run.json"])
+        values["history"] = [json.loads(line) for line in text["history.jsonl"].splitlines()]
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{folder} holds a damaged file ({error}) – {again}") from error
     return values
+
+
+def check_alike(groups: Sequence[study.Group]) -> None:
+    """Refuse a mean over seeds of figures of different splits, label sets or adjustments. Raises ReportError."""
+    for group in groups:
+        scored = {
+            run.name: f"{run.values['label_set']}, {run.values['split']}{adjustment(run.values)}" for run in group.runs
+        }
+        first, *others = scored
+        for other in others:
+            if scored[other] != scored[first]:
+                raise ReportError(
+                    f"{first} is scored on {scored[first]}, {other} on {scored[other]}: no mean – score both alike, then "
+                    f"keep them again: python evaluate.py runs/{other} --split test && python report.py runs/{other}"
+                )
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -122,24 +153,138 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def machine_of(values: dict[str, Any]) -> str:
+    """What a run was trained on, and in which precision."""
+    machine = values["run"]["machine"]
+    where = machine["device"] if machine["device"] != "cpu" else f"{machine['threads']} threads of {machine['processor']}"
+    return f"{where}, {machine['precision'].split(',')[0]}"
+
+
+def adjustment(values: dict[str, Any]) -> str:
+    """How the logits were adjusted after the training, as the end of a sentence; empty where they were not."""
+    return f", logits adjusted by τ {values['logit_adjust']:g}" if values.get("logit_adjust") is not None else ""
+
+
+# Every documented system beside its own figures
+
+
+def said(value: float | tuple[float, float] | None) -> str:
+    """A document's figure as it states it, to two or three decimals; a pair is a range."""
+    if value is None:
+        return "–"
+    if isinstance(value, tuple):
+        return "–".join(said(end) for end in value)
+    return f"{value:.3f}".removesuffix("0")
+
+
+def score_name(key: str) -> str:
+    """`f1_disgust` as people say it: disgust F1."""
+    kind, _, label = key.partition("_")
+    return f"{label} {'F1' if kind == 'f1' else kind}"
+
+
+def comparison(groups: Sequence[study.Group], link: str) -> str:
+    """One row a system: what its document says, and what its runs reach here; below, notes and the commands.
+
+    `link` is the way to the kept runs.
+    """
+    rows, commands = [], []
+    notes: list[str] = []
+    for group in groups:
+        document = DOCUMENTED.get(group.name)
+        figures = document.figures if document else {}
+        tough = [key for key in figures if key not in ("accuracy", "macro_f1")]
+        overall = f"{said(figures.get('accuracy'))} / {said(figures.get('macro_f1'))}" if figures else "–"
+        theirs = ", ".join([overall, *(f"{score_name(key)} {said(figures[key])}" for key in tough)])
+        if document and document.note:
+            notes.append(f"<sup>{len(notes) + 1}</sup> {group.name}: {document.note}.\n")
+            theirs += f"<sup>{len(notes)}</sup>"
+        first = group.runs[0]
+        keys = dict.fromkeys([*TOUGH.get(first.values["label_set"], ()), *tough])
+        ours = [f"{score_name(key)} {figure(group.mean(key))}" for key in keys if group.mean(key) is not None]
+        split = "" if first.values["split"] == "test" else f" ({first.values['split']})"
+        other_name = f" ({group.system})" if group.system != group.name else ""
+        system = f" {group.system}" if document else other_name
+        machines = "; ".join(dict.fromkeys(machine_of(phase.values) for run in group.runs for phase in run.phases))
+        rows.append(
+            [
+                f"[{group.name}]({link}/{first.name}){system}{adjustment(first.values)}",
+                theirs,
+                f"**{study.plus_minus(group, 'accuracy')}**{split}",
+                f"**{study.plus_minus(group, 'macro_f1')}**{split}",
+                ", ".join(ours) or "–",
+                ", ".join(f"[{'–' if run.seed is None else run.seed}]({link}/{run.name})" for run in group.runs),
+                study.chosen_epochs(group),
+                f"{statistics.fmean(run.minutes for run in group.runs):.0f} min, {machines}",
+            ]
+        )
+        typed = ", then ".join(f"`{phase.values['run']['command']}`" for phase in first.phases)
+        commands.append(f"- {group.name}: {typed}\n")
+    header = ["system", "its document: accuracy / macro F1", "accuracy", "macro F1", "tough classes"]
+    lacking = [name for name in DOCUMENTED if name not in {group.name for group in groups}]
+    return "\n".join(
+        [
+            "## Every documented system beside its own figures\n",
+            "Means over the seeds ± their sample standard deviation, on the test split unless another is named. Each seed\n"
+            "leads to its run; minutes are those of one run, earlier phases included.\n",
+            table([*header, "seeds", "chosen epochs", "time of a run"], rows),
+            *notes,
+            *([f"Not among the kept runs yet: {', '.join(lacking)}.\n"] if lacking else []),
+            "The commands, of the lowest seed:\n",
+            "".join(commands),
+        ]
+    )
+
+
+# The study
+
+
+def write_study(groups: Sequence[study.Group], folder: Path) -> list[str]:
+    """Write the tables and pictures of the study into `folder`; returns the names of the pictures, none without a variant.
+
+    Pictures of an earlier report that there is nothing to draw for are removed.
+    """
+    if not groups:
+        return []
+    write_text(folder / "study.csv", study.study_csv(groups))
+    write_text(folder / "study.tex", study.study_tex(groups))
+    names = ["study_f1.png"]
+    study.plot_study_f1(groups, folder / "study_f1.png")
+    if study.plot_study_confusion(groups, folder / "study_confusion.png"):
+        names.append("study_confusion.png")
+    else:
+        (folder / "study_confusion.png").unlink(missing_ok=True)
+    return names
+
+
+def study_part(pictures: Sequence[str], link: str) -> str:
+    """The study's part of RESULTS.md: where its tables are, and its pictures; `link` is the way to its folder."""
+    parts = [
+        "## The imbalance study\n",
+        "Every variant of the light CNN on FER2013, mean and sample standard deviation over seeds:\n"
+        f"[as CSV]({link}/study.csv), [for LaTeX]({link}/study.tex).\n",
+    ]
+    parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({link}/{name})\n" for name in pictures]
+    return "\n".join(parts)
+
+
+# Every run
+
+
 def overview(results: dict[str, dict[str, Any]], link: str) -> str:
     """One row a run: the overall scores and what they cost; `link` is the way to the kept runs."""
     rows = []
     for exp, values in results.items():
         minutes = sum(line["time_s"] for line in values["history"]) / 60
-        machine = values["run"]["machine"]
-        where = (
-            machine["device"] if machine["device"] != "cpu" else f"{machine['threads']} threads of {machine['processor']}"
-        )
         rows.append(
             [
                 f"[{exp}]({link}/{exp})",
                 values["model"],
-                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows",
+                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{adjustment(values)}",
                 f"**{figure(values['accuracy'])}** ({figure(values['accuracy_low'])} to {figure(values['accuracy_high'])})",
                 f"**{figure(values['macro_f1'])}**",
                 f"{values['epoch']} of {len(values['history'])}",
-                f"{minutes:.0f} min, {where}, {machine['precision'].split(',')[0]}",
+                f"{minutes:.0f} min, {machine_of(values)}",
             ]
         )
     return table(["run", "network", "scored on", "accuracy", "macro F1", "epoch", "training"], rows)
@@ -151,7 +296,9 @@ def per_class(results: dict[str, dict[str, Any]]) -> str:
     for name, label_set in LABEL_SETS.items():
         chosen = {exp: values for exp, values in results.items() if values["label_set"] == name}
         if chosen:
-            rows = [[exp, *(figure(values[f"f1_{label}"]) for label in label_set.names)] for exp, values in chosen.items()]
+            rows = [
+                [exp, *(figure(values.get(f"f1_{label}")) for label in label_set.names)] for exp, values in chosen.items()
+            ]
             parts.append(f"F1 by class, {name}:\n\n" + table(["run", *label_set.names], rows))
     return "\n".join(parts)
 
@@ -169,8 +316,8 @@ def affect_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
-    """One run: its command, further scores, and its pictures, which lie in `folder` below `link`."""
-    parts = [f"\n## {exp}\n", f"```\n{values['run']['command']}\n```\n"]
+    """One run, folded: its command, further scores, and its pictures, which lie in `folder` below `link`."""
+    parts = [f"<details><summary>{exp}</summary>\n", f"```\n{values['run']['command']}\n```\n"]
     scores = (
         ("balanced accuracy", "balanced_accuracy"),
         ("Cohen's κ", "cohen_kappa"),
@@ -179,21 +326,26 @@ def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
         ("PR-AUC", "pr_auc_macro"),
         ("expected calibration error", "expected_calibration_error"),
     )
-    parts.append(", ".join(f"{name} {figure(values[key])}" for name, key in scores) + ".\n")
-    for name in ("confusion_matrix.png", "training_history.png"):
+    parts.append(", ".join(f"{name} {figure(values.get(key))}" for name, key in scores) + ".\n")
+    for name in PICTURES:
         if (folder / name).is_file():
             parts.append(f"![{name.removesuffix('.png').replace('_', ' ')} of {exp}]({link}/{exp}/{name})\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, "</details>\n"])
 
 
 def write_results(results: Path, out: Path) -> int:
-    """Write RESULTS.md from results/; returns the number of runs in it. Raises ReportError."""
+    """Write RESULTS.md, and the study into results/study/, from results/; returns the number of runs. Raises ReportError."""
     kept = {folder.name: read_result(folder) for folder in sorted(results.glob("*")) if (folder / "metrics.json").is_file()}
     link = Path(os.path.relpath(results, out.parent)).as_posix()
+    groups = study.grouped(kept)
+    check_alike(groups)
     parts = [HEAD]
     if kept:
-        parts += [overview(kept, link), per_class(kept) + affect_table(kept)]
-        parts += [details(exp, values, results / exp, link) for exp, values in kept.items()]
+        parts.append(comparison(study.systems(groups), link))
+        if pictures := write_study(study.variants(groups), results / "study"):
+            parts.append(study_part(pictures, f"{link}/study"))
+        parts += ["## Every run\n", overview(kept, link), per_class(kept) + affect_table(kept)]
+        parts += ["## Details of each run\n", *(details(exp, values, results / exp, link) for exp, values in kept.items())]
     else:
         parts.append("No run is kept yet: `python report.py runs/<exp>`.\n")
     write_text(out, "\n".join(parts))

@@ -13,15 +13,29 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "labels": set(),
     "metrics": {"labels"},
+    "figures": {"labels", "metrics"},
     "faces": set(),
     "layouts": {"labels", "faces"},
     "metadata_parallel": {"labels", "faces", "layouts"},
     "models": {"labels", "faces"},
     "losses": {"labels"},
     "fer_transform": {"labels", "faces", "metadata_parallel"},
-    "evaluate": {"labels", "metrics", "faces", "metadata_parallel", "models", "losses", "fer_transform"},
-    "train": {"labels", "metrics", "faces", "metadata_parallel", "models", "losses", "fer_transform", "evaluate"},
-    "report": {"labels", "metrics", "evaluate"},
+    "evaluate": {"labels", "metrics", "figures", "faces", "metadata_parallel", "models", "losses", "fer_transform"},
+    "recipes": set(),
+    "train": {
+        "labels",
+        "metrics",
+        "figures",
+        "faces",
+        "metadata_parallel",
+        "models",
+        "losses",
+        "fer_transform",
+        "evaluate",
+        "recipes",
+    },
+    "study": {"labels", "figures", "recipes"},
+    "report": {"labels", "metrics", "evaluate", "recipes", "study"},
     "predict": {"labels", "faces", "models"},
     "sample_faces": {"labels"},
 }
@@ -72,9 +86,15 @@ def test_labels_need_the_standard_library_alone() -> None:
     assert imported("labels") <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("script", ["faces", "metrics"])
-def test_faces_and_metrics_need_no_network_library(script: str) -> None:
-    allowed = {"faces": {"cv2", "numpy"}, "metrics": {"numpy", "scipy", "sklearn"}}[script]
+@pytest.mark.parametrize(
+    ("script", "allowed"),
+    [
+        ("faces", {"cv2", "numpy"}),
+        ("metrics", {"numpy", "scipy", "sklearn"}),
+        ("figures", {"numpy", "matplotlib", "seaborn", "PIL"}),
+    ],
+)
+def test_faces_metrics_and_figures_need_no_network_library(script: str, allowed: set[str]) -> None:
     assert imported(script) - sys.stdlib_module_names - set(SCRIPTS) <= allowed
 
 
@@ -91,7 +111,7 @@ def test_pictures_are_plotted_inside_functions(script: str) -> None:
 
 def test_light_scripts_start_light() -> None:
     """One process imports them all; what it loaded must hold none of the libraries that take seconds."""
-    scripts = "labels, faces, metrics, layouts, metadata_parallel, predict, sample_faces"
+    scripts = "labels, faces, metrics, figures, layouts, metadata_parallel, predict, sample_faces"
     program = f"import sys, {scripts}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}

@@ -1,10 +1,12 @@
-"""What is kept of a run, and RESULTS.md from what is kept alone."""
+"""What is kept of a run, and RESULTS.md and the study from what is kept alone."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_study import confused, made_up
 
 import evaluate
 import report
@@ -27,14 +29,45 @@ def kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def keep_made_up(results: Path, **runs: dict[str, Any]) -> None:
+    """Lay made-up runs into results/, as they would have been kept; a run is what differs from the plain one."""
+    for name, more in runs.items():
+        values = made_up(name, **more)
+        run, history = values.pop("run"), values.pop("history")
+        (results / name).mkdir(parents=True)
+        (results / name / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+        (results / name / "run.json").write_text(json.dumps(run), encoding="utf-8")
+        lines = "".join(json.dumps(line) + "\n" for line in history)
+        (results / name / "history.jsonl").write_text(lines, encoding="utf-8")
+
+
+def cells_of(text: str, start: str) -> list[str]:
+    """The cells of the first row of a Markdown table that starts so."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
 def test_what_is_kept(kept: Path, run: Path) -> None:
     names = {path.name for path in (kept / "results" / "short").iterdir()}
-    assert names == {
-        "run.json", "history.jsonl", "metrics.json", "metrics_val.json", "classification_report.txt",
-        "confusion_matrix.png", "training_history.png",
-    }  # fmt: skip
+    pictures = {name for name in report.PICTURES if (run / name).is_file()}
+    assert pictures >= {"confusion_matrix.png", "per_class.png", "affect_scatter.png", "training_history.png"}
+    texts = {"run.json", "history.jsonl", "metrics.json", "metrics_val.json", "classification_report.txt"}
+    assert names == texts | pictures
     for name in names - {"run.json"}:
         assert (kept / "results" / "short" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_pictures_of_faces_are_never_kept(kept: Path, run: Path) -> None:
+    assert (run / "misclassified.png").is_file() and (run / "misclassified_val.png").is_file()
+    assert [path for path in kept.rglob("*") if "misclassified" in path.name] == []
+    assert [name for name in report.KEPT if "misclassified" in name] == []
+    assert "misclassified" not in (kept / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_kept_pictures_are_small_and_name_no_software(kept: Path) -> None:
+    pictures = [path.read_bytes() for path in kept.rglob("*.png")]
+    assert len(pictures) >= 4 and max(map(len, pictures)) < 100_000
+    assert [png for png in pictures if b"tEXt" in png or b"Software" in png] == []
 
 
 def test_no_path_of_this_machine_is_kept(kept: Path, run: Path, drawn: Path) -> None:
@@ -87,8 +120,7 @@ def test_paths_below_the_current_folder_become_relative(tmp_path: Path, monkeypa
 def test_results_say_what_the_metrics_say(kept: Path) -> None:
     text = (kept / "RESULTS.md").read_text(encoding="utf-8")
     values = json.loads((kept / "results/short/metrics.json").read_text(encoding="utf-8"))
-    (row,) = [line for line in text.splitlines() if line.startswith("| [short](results/short) |")]
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    cells = cells_of(text, "[short](results/short) |")
     assert cells[1:3] == ["lightcnn", "affectnet8, val, 23 rows"]
     assert cells[3].startswith(f"**{values['accuracy']:.3f}** (") and cells[4] == f"**{values['macro_f1']:.3f}**"
     assert cells[5] == f"{values['epoch']} of 3"
@@ -96,18 +128,29 @@ def test_results_say_what_the_metrics_say(kept: Path) -> None:
     assert "| " + " | ".join(f1) + " |" in text
     valence = [f"{values[f'valence_{kind}']:.3f}" for kind in ("rmse", "mae", "pearson", "sagr", "ccc")]
     assert f"| short | valence | {' | '.join(valence)} |" in text
-    assert "![confusion matrix of short](results/short/confusion_matrix.png)" in text
+    for name in ("confusion matrix", "per class", "affect scatter", "training history"):
+        assert f"![{name} of short](results/short/{name.replace(' ', '_')}.png)" in text
+    assert text.count("<details><summary>short</summary>\n\n") == text.count("\n\n</details>\n") == 1
     assert "\npython train.py --recipe demo" in text
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_the_same_bytes_from_results_alone(kept: Path, run: Path) -> None:
-    written = (kept / "RESULTS.md").read_bytes()
-    (kept / "RESULTS.md").unlink()
+    keep_made_up(kept / "results", E0_seed40=confused(5), E0_seed41=confused(6), E5_seed40=confused(7))
     assert report.main([]) == 0
-    assert (kept / "RESULTS.md").read_bytes() == written
+    before = contents(kept)
+    assert len([name for name in before if name.startswith("results/study/")]) == 4
+    (kept / "RESULTS.md").unlink()
+    shutil.rmtree(kept / "results/study")
+    assert report.main([]) == 0
+    assert contents(kept) == before
     assert report.main([str(run)]) == 0  # keeping it again changes nothing either
-    assert (kept / "RESULTS.md").read_bytes() == written
-    assert b"\r" not in written
+    assert contents(kept) == before
+    assert [name for name, part in before.items() if not name.endswith(".png") and b"\r" in part] == []
 
 
 def test_links_lead_to_the_files(kept: Path) -> None:
@@ -121,13 +164,15 @@ def test_the_test_split_goes_before_the_last_one(kept: Path, run: Path) -> None:
     test = values | {"split": "test", "accuracy": 0.123, "f1_contempt": None}
     (run / "metrics_test.json").write_text(json.dumps(test), encoding="utf-8")
     (run / "classification_report_test.txt").write_text("of the test split", encoding="utf-8")
-    (run / "confusion_matrix_test.png").write_bytes(b"of the test split")
+    for name in ("confusion_matrix_test.png", "per_class_test.png", "misclassified_test.png"):
+        (run / name).write_bytes(b"of the test split")
     try:
         assert report.main([str(run)]) == 0
     finally:
         for path in [*run.glob("*_test.*")]:
             path.unlink()
-    for name in ("classification_report.txt", "confusion_matrix.png"):
+    assert not (kept / "results/short/misclassified.png").exists()
+    for name in ("classification_report.txt", "confusion_matrix.png", "per_class.png"):
         assert (kept / "results/short" / name).read_bytes() == b"of the test split"
     text = (kept / "RESULTS.md").read_text(encoding="utf-8")
     assert "**0.123**" in text and "affectnet8, test, 23 rows" in text
@@ -159,8 +204,137 @@ def test_a_run_that_was_not_scored(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_result(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (kept / "results/short/run.json").unlink()
-    assert report.main([]) == 2
+@pytest.mark.parametrize(("text", "words"), [(None, "lacks run.json"), ('{"command": ', "holds a damaged file")])
+def test_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str) -> None:
+    keep_made_up(tmp_path / "results", E0_seed40={})
+    path = tmp_path / "results/E0_seed40/run.json"
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    assert written(tmp_path) == 2
     error = capsys.readouterr().err
-    assert "lacks run.json" in error and error.count("\n") == 1
+    assert words in error and "python report.py runs/E0_seed40" in error and error.count("\n") == 1
+
+
+# Every documented system beside its own figures
+
+
+def written(folder: Path) -> int:
+    """Write RESULTS.md from results/, both in a folder; returns the status."""
+    return report.main(["--results", str(folder / "results"), "--out", str(folder / "RESULTS.md")])
+
+
+def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
+    keep_made_up(
+        tmp_path / "results",
+        E0_seed41={"accuracy": 0.62, "epoch": 1, "minutes": (2, 4), "args": {"recipe": "E0", "seed": 41}},
+        E0_seed40={"accuracy": 0.60, "f1_disgust": 0.24},
+        two_phase_1={"label_set": "ferplus8", "minutes": (3, 3, 3), "epoch": 3},
+        two_phase={"args": {"init": "runs/two_phase_1/best.pth"}, "recall_fear": 0.41},
+        four_class={"label_set": "fer4", "model": "resnet18_gray"},
+        BEST_seed42={"args": {"recipe": "mixup"}, "split": "val", "f1_fear": None},
+    )
+    assert written(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    machine = "2 threads of Made Up 1, float32"
+    # Accuracies 0.60 and 0.62: mean 0.61, deviations 0.01 each, std = sqrt(0.0002 / 1) = 0.0141.
+    assert cells_of(text, "[E0]") == [
+        "[E0](results/E0_seed40) light CNN: softmax, cross-entropy",
+        "0.618 / 0.509<sup>1</sup>",
+        "**0.610 ± 0.014**",
+        "**0.400 ± 0.000**",
+        "disgust F1 0.220, fear F1 0.300, fear recall 0.250",
+        "[40](results/E0_seed40), [41](results/E0_seed41)",
+        "2, 1 of 2",
+        f"4 min, {machine}",  # the mean of 2 and 6
+    ]
+    assert cells_of(text, "[two_phase]")[1:3] == ["0.67 / –, fear recall 0.43<sup>2</sup>", "**0.500**"]
+    assert cells_of(text, "[two_phase]")[4:] == [
+        "disgust F1 0.200, fear F1 0.300, fear recall 0.410",
+        "[–](results/two_phase)",
+        "3 of 3 + 2 of 2",
+        f"11 min, {machine}",
+    ]
+    assert cells_of(text, "[four_class]")[1:5] == ["0.50–0.60 / –", "**0.500**", "**0.400**", "angry F1 0.100"]
+    assert cells_of(text, "[BEST]")[:5] == [
+        "[BEST](results/BEST_seed42) (mixup)",
+        "–",
+        "**0.500** (val)",
+        "**0.400** (val)",
+        "disgust F1 0.200, fear recall 0.250",
+    ]
+    table, _, below = text.partition("## Every run")
+    order = [line.split("]")[0] for line in table.splitlines() if line.startswith("| [")]
+    assert order == ["| [E0", "| [two_phase", "| [four_class", "| [BEST"]
+    notes = [line for line in table.splitlines() if line.startswith("<sup>")]
+    assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one furth", "<sup>2</sup> two_phase: it"]
+    assert "Not among the kept runs yet: E1, E2, E2b, E3, E4, E5, E6, two_phase_as_written.\n" in table
+    assert [line for line in table.splitlines() if line.startswith("- ")] == [
+        "- E0: `python train.py --exp E0_seed40`",
+        "- two_phase: `python train.py --exp two_phase_1`, then `python train.py --exp two_phase`",
+        "- four_class: `python train.py --exp four_class`",
+        "- BEST: `python train.py --exp BEST_seed42`",
+    ]
+    assert "| [two_phase_1](results/two_phase_1) |" in below
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.618, "0.618"), (0.67, "0.67"), (0.5, "0.50"), ((0.5, 0.6), "0.50–0.60"), (None, "–")],
+)
+def test_said(value: float | tuple[float, float] | None, text: str) -> None:
+    assert report.said(value) == text
+
+
+def test_a_gpu_and_an_adjustment_are_named(tmp_path: Path) -> None:
+    keep_made_up(tmp_path / "results", E0_seed40={"logit_adjust": 0.5})
+    path = tmp_path / "results/E0_seed40/run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    run["machine"] |= {"device": "Made Up GPU", "precision": "bfloat16, which it multiplies itself"}
+    path.write_text(json.dumps(run), encoding="utf-8")
+    assert written(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert cells_of(text, "[E0_seed40]")[2] == "fer7, test, 3,589 rows, logits adjusted by τ 0.5"
+    assert cells_of(text, "[E0_seed40]")[6] == cells_of(text, "[E0]")[7] == "2 min, Made Up GPU, bfloat16"
+    assert cells_of(text, "[E0]")[0].endswith("cross-entropy, logits adjusted by τ 0.5")
+
+
+@pytest.mark.parametrize("other", [{"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}])
+def test_no_mean_of_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]) -> None:
+    keep_made_up(tmp_path / "results", E0_seed40={}, E0_seed41=other)
+    assert written(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "E0_seed40 is scored on fer7, test" in error and "python evaluate.py runs/E0_seed41" in error
+    assert error.count("\n") == 1 and not (tmp_path / "RESULTS.md").exists()
+
+
+# The study
+
+
+def test_the_study_is_written_and_shown(tmp_path: Path) -> None:
+    keep_made_up(tmp_path / "results", E0_seed40=confused(5), E0_seed41={}, mixup_seed40={})
+    assert written(tmp_path) == 0
+    study = contents(tmp_path / "results/study")
+    assert set(study) == {"study.csv", "study.tex", "study_f1.png", "study_confusion.png"}
+    assert study["study.csv"].decode().splitlines()[1].startswith('E0,"light CNN: softmax, cross-entropy",40;41,2,0.500000,')
+    assert study["study.tex"].count(b"\\\\") == 3  # the head and two rows
+    for name in ("study_f1.png", "study_confusion.png"):
+        assert study[name].startswith(b"\x89PNG") and len(study[name]) < 100_000
+        assert b"tEXt" not in study[name] and b"Software" not in study[name]
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "[as CSV](results/study/study.csv), [for LaTeX](results/study/study.tex)" in text
+    assert "![study f1](results/study/study_f1.png)\n\n![study confusion](results/study/study_confusion.png)\n" in text
+    keep_made_up(tmp_path / "later", E0_seed40={})  # as an older scoring wrote it, without counts
+    shutil.copytree(tmp_path / "later", tmp_path / "results", dirs_exist_ok=True)
+    assert written(tmp_path) == 0
+    assert not (tmp_path / "results/study/study_confusion.png").exists()
+    assert "study_confusion" not in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_without_a_variant_there_is_no_study(tmp_path: Path) -> None:
+    keep_made_up(tmp_path / "results", four_class={"label_set": "fer4"})
+    assert written(tmp_path) == 0
+    assert not (tmp_path / "results/study").exists()
+    (tmp_path / "results/study").mkdir()
+    (tmp_path / "results/study/notes.md").write_text("mine", encoding="utf-8")
+    assert written(tmp_path) == 0
+    assert contents(tmp_path / "results/study") == {"notes.md": b"mine"}
+    assert "study" not in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
