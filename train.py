@@ -284,6 +284,22 @@ def append_history(path: Path, history: list[dict[str, float]]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+# TensorBoard's groups of curves: the beginning of a key of the history, and the group's. What does not move has no curve.
+CURVES = {"train_": "train/", "lr": "rate/lr", "time_s": "rate/time_s", "val_loss": "val/loss", "baseline_": None} | {
+    f"{kind}_": f"{kind}/" for kind in ("f1", "precision", "recall", "valence", "arousal")
+}
+
+
+def curve_name(key: str) -> str | None:
+    """The name in TensorBoard of a key of the history, or None for what has no curve there."""
+    if key == "epoch" or key.endswith(("_low", "_high", "_rows")):
+        return None
+    for beginning, group in CURVES.items():
+        if key.startswith(beginning):
+            return None if group is None else group + key.removeprefix(beginning)
+    return f"val/{key}"
+
+
 def machine() -> str:
     """The kind of processor in a few words, for the record of a run."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -744,8 +760,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             history.append(line)
             best = progress.update(line)
             for key, value in line.items():
-                if math.isfinite(value):
-                    board.add_scalar(key, value, epoch)
+                if math.isfinite(value) and (name := curve_name(key)) is not None:
+                    board.add_scalar(name, value, epoch)
             contents = description | {"epoch": epoch, "state_dict": scored.state_dict(), "metrics": line}
             if best:
                 for stale in folder.glob("metrics*.json"):

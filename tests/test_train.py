@@ -259,8 +259,15 @@ def test_the_curves_are_in_tensorboard(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(trained)).Reload()
-    for key in ("accuracy", "train_loss", "lr", "valence_ccc"):
-        assert [event.value for event in board.Scalars(key)] == pytest.approx([row[key] for row in history_of(trained)])
+    curves = {
+        "val/accuracy": "accuracy", "train/loss": "train_loss", "rate/lr": "lr", "valence/ccc": "valence_ccc",
+        "val/loss": "val_loss", "f1/happy": "f1_happy",
+    }  # fmt: skip
+    for name, key in curves.items():
+        assert [event.value for event in board.Scalars(name)] == pytest.approx([row[key] for row in history_of(trained)])
+    groups = {name.split("/")[0] for name in board.Tags()["scalars"]}
+    assert groups == {"train", "val", "rate", "f1", "precision", "recall", "valence", "arousal"}
+    assert not [name for name in board.Tags()["scalars"] if "baseline" in name or "rows" in name]
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
