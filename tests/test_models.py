@@ -298,6 +298,25 @@ def test_backbone_weights_in_every_key_layout(layout: str) -> None:
     assert torch.equal(model.classifier.weight, head)
 
 
+def test_resnet50_takes_a_vggface2_file_in_every_key_layout(tmp_path: Path) -> None:
+    """A file as those in circulation: torchvision's names, 8,631 people as classes, made from a network of ours."""
+    torch.manual_seed(1)
+    state = build_model("resnet50", classes=8, affect=True, preprocess=COLOUR_32).backbone.state_dict()
+    people = {"fc.weight": torch.zeros(8631, 2048), "fc.bias": torch.zeros(8631)}
+    model = build_model("resnet50", classes=8, affect=True, preprocess=COLOUR_32)
+    for layout in LAYOUTS.values():
+        with torch.no_grad():
+            for parameter in model.backbone.parameters():
+                parameter.zero_()
+        torch.save(layout(state | people), tmp_path / "resnet50_vggface2.pth")
+        ckpt = str(tmp_path / "resnet50_vggface2.pth")
+        words = load_pretrained(model, name="resnet50", weights="auto", vggface2_ckpt=ckpt)
+        assert words == f"{ckpt}: 265 of 265 backbone tensors loaded"
+        torch.testing.assert_close(
+            model.backbone.state_dict()["layer4.2.conv3.weight"], state["layer4.2.conv3.weight"], rtol=1e-3, atol=1e-3
+        )
+
+
 def test_our_own_checkpoint_serves_as_weights() -> None:
     other = light(seed=1)
     model = light(seed=2)
