@@ -56,14 +56,16 @@ NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
 CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed42/best.pth))
 
 # What `make train` trains: the recipe named, else that of the model.
-WHAT = $(if $(RECIPE),--recipe $(RECIPE),--model $(MODEL))
+WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(if $(filter command%,$(origin MODEL)),--model $(MODEL)),--model $(MODEL))
 
-# $(call train_once,EXP,RECIPE,DATA,FLAGS): what is trained already stays, what was interrupted goes on.
-define train_once
-	@if [ -f runs/$(1)/training_history.png ]; then echo "runs/$(1) is trained already: remove it to train it anew"; \
-	elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth; \
-	else $(PYTHON) train.py $(2) --exp $(1) --train_meta $(3)/metadata_train.parquet --val_meta $(3)/metadata_val.parquet $(4); fi
-endef
+# $(call train_once,EXP,RECIPE AND FLAGS,FLAGS OF THE SCORING): what was trained already is scored if it is not yet, what was interrupted goes on.
+train_once = if [ -f runs/$(1)/metrics.json ]; then echo "runs/$(1) is there already: remove it to train it anew"; \
+  elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth || [ -f runs/$(1)/training_history.png ]; \
+  else $(PYTHON) train.py $(2) --exp $(1); fi; [ -f runs/$(1)/metrics.json ] || $(PYTHON) evaluate.py runs/$(1) $(3)
+
+PHASE_2 = --recipe resnet34_attention --init runs/two_phase_1/best.pth
+scored_on = --meta "$$(ls runs/$(1)/data/metadata_$(2).parquet runs/$(1)/data/metadata_val.parquet 2>/dev/null | head -n 1)"
+parquets = --train_meta runs/$(1)/data/metadata_train.parquet --val_meta runs/$(1)/data/metadata_val.parquet
 
 # A face that the demo's network was not trained on.
 A_VAL_FACE := "import pyarrow.parquet as pq; \
@@ -105,14 +107,10 @@ train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
 eval: $(READY) | metadata_train.parquet $(if $(EXP),,$(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
 	$(PYTHON) evaluate.py "$(CHECKPOINT)" $(ARGS)
 
-# Every variant with every seed, one after another; what is scored already stays, what was interrupted goes on.
+# Every variant with every seed, one after another.
 study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance study with the seeds SEEDS, then their tables
 	@set -e; for recipe in $(STUDY); do for seed in $(SEEDS); do \
-	  run=runs/$${recipe}_seed$$seed; \
-	  if [ -f $$run/metrics_test.json ]; then echo "$$run: scored already"; \
-	  elif [ -f $$run/training_history.png ]; then $(PYTHON) evaluate.py $$run; \
-	  elif [ -f $$run/last.pth ]; then $(PYTHON) train.py --resume $$run/last.pth; \
-	  else $(PYTHON) train.py --recipe $$recipe --seed $$seed --exp $${recipe}_seed$$seed $(ARGS); fi; done; done
+	  $(call train_once,$${recipe}_seed$$seed,--recipe $$recipe --seed $$seed $(ARGS)); done; done
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
@@ -122,8 +120,8 @@ two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS),
 	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/two_phase_1/data \
 	  $(if $(FERPLUS),--ferplus "$(FERPLUS)" --label_set ferplus8)
 	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/two_phase/data
-	$(call train_once,two_phase_1,--recipe two_phase_1,runs/two_phase_1/data,$(ARGS) $(ARGS1))
-	$(call train_once,two_phase,--model resnet34_attention --init runs/two_phase_1/best.pth,runs/two_phase/data,$(ARGS) $(ARGS2))
+	@set -e; $(call train_once,two_phase_1,--recipe two_phase_1 $(call parquets,two_phase_1) $(ARGS) $(ARGS1),$(call scored_on,two_phase_1,val))
+	@set -e; $(call train_once,two_phase,$(PHASE_2) $(call parquets,two_phase) $(ARGS) $(ARGS2),$(call scored_on,two_phase,test))
 
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }

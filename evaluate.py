@@ -242,19 +242,22 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     """Refuse a checkpoint and a parquet that do not belong together, for their labels or for their split.
 
     A checkpoint knows the split that it was trained on; another split of the same pictures may hold training rows. One of
-    the imbalance-aware study does not know it (None) and is taken at its word. Raises EvaluationError.
+    the imbalance-aware study does not know it (None) and is taken at its word. On its own split a network may know fewer
+    classes than the parquet, as it did in training. Raises EvaluationError.
     """
     rows, info = read_metadata(meta)
     source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
     lacking = {name for name, index in zip(source.names, remap(source, target), strict=True) if index is None}
     lacking &= set(rows["label"].unique())
-    if lacking and not cross_dataset:
+    split_id = checkpoint.info.get("split_id", "unknown")
+    if cross_dataset or split_id == info["split_id"]:
+        return
+    if lacking:
         raise EvaluationError(
             f"{path} knows {target.name} ({', '.join(target.names)}), {meta} also has {', '.join(sorted(lacking))} – "
             f"index with --label_set {target.name}, or leave those rows out with --cross_dataset"
         )
-    split_id = checkpoint.info.get("split_id", "unknown")
-    if split_id not in (None, info["split_id"]) and not cross_dataset:
+    if split_id is not None:
         raise EvaluationError(
             f"{path} was trained on split {split_id}, {meta} is of split {info['split_id']} and may "
             "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
@@ -275,7 +278,7 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
 
     `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it.
     """
-    if out is not None:
+    if out is not None and (own is None or all(path.parent.resolve() != out.resolve() for path in checkpoints)):
         return out
     if own is not None:
         raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
@@ -316,10 +319,12 @@ def adjust(predictions: Predictions, priors: np.ndarray, tau: float) -> Predicti
 
 
 def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
-    """Each class's share of the checkpoint's training rows, (C,). Raises EvaluationError where it does not know them."""
+    """Each class's share of the training rows of the checkpoints, (C,), which must agree on it. Raises EvaluationError."""
     counts = members[0].info.get("class_counts")
     if counts is None or min(counts.values()) == 0:
         raise EvaluationError(f"{path} does not know how frequent each class was in training – leave out --logit_adjust")
+    if any(member.info.get("class_counts") != counts for member in members):
+        raise EvaluationError("--logit_adjust: the checkpoints were trained on other class frequencies – adjust each alone")
     rows = np.array([counts[name] for name in members[0].labels.names], dtype=np.float64)
     return rows / rows.sum()
 
@@ -330,8 +335,8 @@ def choose_tau(predictions: Predictions, priors: np.ndarray) -> float:
     for tau in TAUS:
         adjusted = adjust(predictions, priors, tau)
         counts = metrics.confusion_counts(adjusted.y_true, adjusted.y_pred, len(priors))
-        totals = counts.sum(axis=0) + counts.sum(axis=1)
-        scores.append(np.mean(2 * counts.diagonal()[totals > 0] / totals[totals > 0]))
+        present = counts.sum(axis=1) > 0
+        scores.append(np.mean((2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1)).clip(min=1))[present]))
     return TAUS[int(np.argmax(scores))]
 
 

@@ -82,8 +82,9 @@ def two_phase_augmentation(size_px: int) -> list[Any]:
 
 
 def four_class_augmentation(size_px: int) -> list[Any]:
-    """The training augmentations of the four-class document: flip, ±10°, a crop of 90 to 100% of the sides; rotation and
-    crop as one affine map, so that training pictures are not softened twice."""
+    """The training augmentations of the four-class document: flip, ±10°, a crop of 90 to 100%, of height and width each on
+    its own as torchvision's RandomResizedCrop, moved by up to 5%. Rotation and crop are one affine map, so that training
+    pictures are not softened twice; what turns or moves in from outside is black."""
     import albumentations as A
 
     return [

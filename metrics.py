@@ -173,12 +173,14 @@ def confusion_pattern_test(counts: np.ndarray, names: Sequence[str], *, level: f
         undefined = f"every mistake has {everywhere[0]} as truth or prediction"
     elif freedom <= 0:
         undefined = "mistakes are in too few cells: no degrees of freedom"
-    if undefined:
+    fitted = None if undefined else _quasi_independent(missed, said, cells)
+    if fitted is None:
+        undefined = undefined or "nearly every mistake has one class as truth or prediction: the fit does not converge"
         return ConfusionPattern(NAN, NAN, NAN, NAN, int(total), nothing, nothing, nothing, (), undefined, None)
 
     from scipy.special import chdtrc, gammainc, ndtr  # half a second to import
 
-    observed, expected = mistakes[i, j], _quasi_independent(missed, said, cells)[i, j]  # (cells,) each
+    observed, expected = mistakes[i, j], fitted[i, j]  # (cells,) each
     left, singular, _ = np.linalg.svd(np.sqrt(expected)[:, None] * design, full_matrices=False)
     leverage = np.square(left[:, singular > 1e-9 * singular[0]]).sum(axis=1)  # in the Poisson fit, whose weights are E
     free = leverage < 1 - 1e-9  # the others are alone with a parameter of their own
@@ -407,20 +409,21 @@ def _cohen_kappa(counts: np.ndarray) -> float:
     return _ratio(int(np.trace(counts)) * total - chance, total * total - chance)
 
 
-def _quasi_independent(missed: np.ndarray, said: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def _quasi_independent(missed: np.ndarray, said: np.ndarray, cells: np.ndarray) -> np.ndarray | None:
     """Expected counts (C, C), a_i · b_j in `cells` and 0 elsewhere, with row sums `missed` (C,) and column sums `said` (C,).
 
-    Iterative proportional fitting (Deming and Stephan 1940): rows and columns are scaled to their sums in turn.
+    Iterative proportional fitting (Deming and Stephan 1940): rows and columns are scaled to their sums in turn. None where
+    the sums are not met after 10,000 rounds.
     """
     expected = cells.astype(np.float64)
     for _ in range(10_000):
         rows = expected.sum(axis=1)
-        if np.abs(rows - missed).max() <= 1e-12 * missed.sum():
-            break
+        if np.abs(rows - missed).max() <= 1e-11 * missed.sum():
+            return expected
         expected *= np.divide(missed, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
         columns = expected.sum(axis=0)
         expected *= np.divide(said, columns, out=np.zeros_like(columns), where=columns > 0)
-    return expected
+    return None
 
 
 def _holm(p_values: np.ndarray) -> np.ndarray:

@@ -36,7 +36,14 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
     },
 }
 CHECKPOINT_FORMAT = 1
-TRAINING_STATE = ("optimizer", "scaler", "history", "args", "unaveraged")  # what using a network does not need
+TRAINING_STATE = (
+    "optimizer",
+    "scaler",
+    "history",
+    "args",
+    "unaveraged",
+    "averaged_steps",
+)  # what using a network does not need
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 
@@ -227,11 +234,11 @@ def resnet(depth: int) -> Callable[..., tuple[nn.Module, int]]:
     return build
 
 
-def convolutional(name: str, classifier: str) -> Callable[..., tuple[nn.Module, int]]:
-    """A builder of another of torchvision's convolutional networks, with attention of ATTENTION."""
+def convolutional(name: str, classifier: str, **given: Any) -> Callable[..., tuple[nn.Module, int]]:
+    """A builder of another of torchvision's convolutional networks, given its own arguments, with attention of ATTENTION."""
 
     def build(preprocess: Preprocess, *, attention: str) -> tuple[nn.Module, int]:
-        backbone, features = torchvision_backbone(name, classifier)
+        backbone, features = torchvision_backbone(name, classifier, **given)
         with_attention(backbone, features, attention)
         return backbone, features
 
@@ -291,7 +298,7 @@ MODELS = {
         resnet(18), 48, 1, (0.0,), (1.0,), 0.0, options={"attention": "none", "stem": "imagenet"}, stages=RESNET_STAGES
     ),
     "efficientnet_b0": photo_spec(
-        convolutional("efficientnet_b0", "classifier.1"), "EfficientNet_B0", options={"attention": "none"}
+        convolutional("efficientnet_b0", "classifier.1", dropout=0.0), "EfficientNet_B0", options={"attention": "none"}
     ),
     "convnext_tiny": photo_spec(
         convolutional("convnext_tiny", "classifier.2"), "ConvNeXt_Tiny", options={"attention": "none"}
@@ -393,11 +400,15 @@ def load_pretrained(model: ExpressionNet, *, name: str, weights: str, vggface2_c
 def better_preprocess(model: ExpressionNet, chosen: str) -> str | None:
     """The row of VGGFACE2_PREPROCESS that the network's weights were made with, where that is not the chosen one.
 
+    None where it is, and where it cannot be told: a network without BatchNorm, or that sees grey pictures.
+
     The first BatchNorm remembers the variance of the first convolution's output. Smooth noise with the spread of a photo
     stands for the photos: the scales in question differ by a factor of 58, so their variances by more than 3,000.
     """
-    statistics: Any = next(module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d))
+    statistics: Any = next((module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)), None)
     convolution = next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
+    if statistics is None or convolution.in_channels != 3:
+        return None
     generator = torch.Generator().manual_seed(0)
     noise = functional.interpolate(torch.randn(8, 3, 16, 16, generator=generator), size=(224, 224), mode="bilinear")
     photos = 0.5 + 0.2 * noise / noise.std()  # on the 0..1 scale
@@ -414,7 +425,7 @@ def better_preprocess(model: ExpressionNet, chosen: str) -> str | None:
 
 def transfer(model: ExpressionNet, labels: LabelSet, source: "Checkpoint", *, origin: str) -> str:
     """Start from another checkpoint: its backbone, and of its head the rows of the classes that `labels` also has, by
-    name. Returns one line on what was taken. Raises ModelError where the backbones differ.
+    name. Returns one line on what was taken. Raises ModelError where less than 90% of the backbone fits.
     """
     line = load_backbone(model, source.model.backbone.state_dict(), origin=origin)
     kept = []

@@ -21,7 +21,7 @@ from typing import Any
 import study
 from evaluate import write_text
 from labels import LABEL_SETS
-from recipes import DOCUMENTED
+from recipes import DOCUMENTED, RECIPES
 
 PICTURES = (  # without misclassified.png: it shows faces
     "confusion_matrix.png",
@@ -95,8 +95,9 @@ def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
         return shlex.join(flag + equals + portable(value) for flag, equals, value in words)
 
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in run["args"].items()}
-    resumed = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
-    return run | {"command": cut(run["command"]), "args": settings} | resumed
+    more: dict[str, Any] = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
+    more |= {"scored": cut(run["scored"])} if "scored" in run else {}
+    return run | {"command": cut(run["command"]), "args": settings} | more
 
 
 def portable(text: str) -> str:
@@ -127,11 +128,32 @@ def read_result(folder: Path) -> dict[str, Any]:
     return values
 
 
+# Settings that do not make a run another variant: where it was done and what it is called.
+INCIDENTAL = {
+    "seed", "exp", "runs", "resume", "recipe", "device", "workers", "amp", "print_recipe", "train_meta", "val_meta",
+    "test_meta", "data_root", "init", "vggface2_ckpt", "save_path", "save_optimizer", "score_test",
+}  # fmt: skip
+
+
 def check_alike(groups: Sequence[study.Group]) -> None:
-    """Refuse a mean over seeds of figures of different splits, label sets or adjustments. Raises ReportError."""
+    """Refuse a mean over seeds of figures of different settings, splits, label sets, or with and without adjustment, and
+    a documented variant of the light CNN that was trained otherwise than its recipe says. Raises ReportError."""
     for group in groups:
+        for run in group.runs:
+            args, first_args = run.values["run"]["args"], group.runs[0].values["run"]["args"]
+            recipe = RECIPES.get(group.name, {})
+            for settings, origin in ((first_args, group.runs[0].name), (recipe, f"the recipe {group.name}")):
+                shared = (key for key in args if key in settings and key not in INCIDENTAL)
+                key = next((key for key in shared if args[key] != settings[key]), None)
+                if key is not None:
+                    raise ReportError(
+                        f"{run.name} was trained with --{key} {args[key]}, {origin} has {settings[key]}: they are not one "
+                        "variant – rename its folder under runs/ and results/"
+                    )
         scored = {
-            run.name: f"{run.values['label_set']}, {run.values['split']}{adjustment(run.values)}" for run in group.runs
+            run.name: f"{run.values['label_set']}, {run.values['split']}"
+            + (", logits adjusted" if run.values.get("logit_adjust") is not None else "")
+            for run in group.runs
         }
         first, *others = scored
         for other in others:
@@ -208,7 +230,7 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
         machines = "; ".join(dict.fromkeys(machine_of(phase.values) for run in group.runs for phase in run.phases))
         rows.append(
             [
-                f"[{group.name}]({link}/{first.name}){system}{adjustment(first.values)}",
+                f"[{group.name}]({link}/{first.name}){system}",
                 theirs,
                 f"**{study.plus_minus(group, 'accuracy')}**{split}",
                 f"**{study.plus_minus(group, 'macro_f1')}**{split}",
@@ -218,7 +240,7 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
                 f"{statistics.fmean(run.minutes for run in group.runs):.0f} min, {machines}",
             ]
         )
-        typed = ", then ".join(f"`{phase.values['run']['command']}`" for phase in first.phases)
+        typed = ", then ".join(f"`{command}`" for command in first.commands)
         commands.append(f"- {group.name}: {typed}\n")
     header = ["system", "its document: accuracy / macro F1", "accuracy", "macro F1", "tough classes"]
     lacking = [name for name in DOCUMENTED if name not in {group.name for group in groups}]
@@ -317,7 +339,8 @@ def affect_table(results: dict[str, dict[str, Any]]) -> str:
 
 def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
     """One run, folded: its command, further scores, and its pictures, which lie in `folder` below `link`."""
-    parts = [f"<details><summary>{exp}</summary>\n", f"```\n{values['run']['command']}\n```\n"]
+    typed = "\n".join(values["run"][key] for key in ("command", "scored") if key in values["run"])
+    parts = [f"<details><summary>{exp}</summary>\n", f"```\n{typed}\n```\n"]
     scores = (
         ("balanced accuracy", "balanced_accuracy"),
         ("Cohen's κ", "cohen_kappa"),

@@ -59,6 +59,12 @@ class Run:
         return (*(self.before.phases if self.before else ()), self)
 
     @property
+    def commands(self) -> list[str]:
+        """What was typed: the trainings of its phases, then its scoring where that was no plain one."""
+        trained = [phase.values["run"]["command"] for phase in self.phases]
+        return trained + ([self.values["run"]["scored"]] if "scored" in self.values["run"] else [])
+
+    @property
     def minutes(self) -> float:
         """Wall time of the training in minutes, earlier phases included."""
         return sum(line["time_s"] for phase in self.phases for line in phase.values["history"]) / 60
@@ -73,11 +79,16 @@ class Group:
 
     @property
     def system(self) -> str:
-        """What it is called: by its document, else by its recipe, else by its network."""
-        if self.name in DOCUMENTED:
-            return DOCUMENTED[self.name].system
+        """What it is called: by its document, else by its recipe, else by its network; and whether its logits were adjusted
+        after the training."""
         first = self.runs[0].values
-        return first["run"]["args"].get("recipe") or first["model"]
+        taus = [run.values["logit_adjust"] for run in self.runs if run.values.get("logit_adjust") is not None]
+        adjusted = (
+            f", logits adjusted by τ {' to '.join(f'{tau:g}' for tau in sorted({min(taus), max(taus)}))}" if taus else ""
+        )
+        if self.name in DOCUMENTED:
+            return DOCUMENTED[self.name].system + adjusted
+        return (first["run"]["args"].get("recipe") or first["model"]) + adjusted
 
     def scores(self, key: str) -> list[float]:
         """A score of every run; empty where one of them lacks it, so that no seed is left out unsaid."""

@@ -17,14 +17,15 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 from tqdm import tqdm
@@ -32,14 +33,10 @@ from tqdm import tqdm
 import evaluate
 from evaluate import BATCH_SIZE, run_inference, score, write_text
 from faces import Preprocess
-from fer_transform import AUGMENTATIONS, SIZE_MIN_PX, FERDataset, default_workers, make_loader
+from fer_transform import FERDataset, default_workers, make_loader
 from figures import plot_history
 from labels import LABEL_SETS, LabelSet
 from losses import (
-    LOSSES,
-    REG_LOSSES,
-    SAMPLERS,
-    WEIGHT_MODES,
     LossParts,
     MultitaskLoss,
     build_loss,
@@ -49,10 +46,7 @@ from losses import (
 )
 from metadata_parallel import MetadataError
 from models import (
-    ATTENTION,
-    HEADS,
     MODELS,
-    STEMS,
     VGGFACE2_PREPROCESS,
     ExpressionNet,
     ModelError,
@@ -68,78 +62,10 @@ from models import (
     save_checkpoint,
     transfer,
 )
-from recipes import RECIPES
+from recipes import FREEZE_PRETRAINED
+from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args
 
-# --- what a recipe names ------------------------------------------------------------------------------------------------
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options),
-}
-
-
-class TrainingError(Exception):
-    """A training that cannot start or go on; the message is one line and says what to do next."""
-
-
-def plateau_factor(losses: Sequence[float], *, patience: int, gamma: float) -> float:
-    """ReduceLROnPlateau: the share of --lr after epochs with these validation losses.
-
-    Every time that more than `patience` epochs in a row have not gone 0.01% below the best, the rate is multiplied by
-    `gamma`. A function of the history, so that a resumed run needs no more than that.
-    """
-    parameter = nn.Parameter(torch.ones(()))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
-    for loss in losses:
-        scheduler.step(loss)
-    return optimizer.param_groups[0]["lr"]
-
-
-SCHEDULES = ("constant", "cosine", "plateau", "step")
-
-
-def learning_rate_factor(
-    epoch: int,
-    *,
-    schedule: str,
-    epochs: int,
-    warmup_epochs: int,
-    step_epochs: int = 7,
-    gamma: float = 0.1,
-    plateau_patience: int = 2,
-    val_losses: Sequence[float] = (),
-) -> float:
-    """Share of --lr in an epoch, counted from 1: a linear warm-up, then the schedule over the rest.
-
-    Without warm-up, "cosine" is CosineAnnealingLR with T_max = epochs and "step" StepLR(step_epochs, gamma). Raises
-    KeyError for an unknown schedule.
-    """
-    if epoch <= warmup_epochs:
-        return epoch / (warmup_epochs + 1)
-    done = epoch - 1 - warmup_epochs
-    factors: dict[str, Callable[[], float]] = {
-        "constant": lambda: 1.0,
-        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * done / max(1, epochs - warmup_epochs))),
-        "plateau": lambda: plateau_factor(val_losses, patience=plateau_patience, gamma=gamma),
-        "step": lambda: gamma ** (done // step_epochs),
-    }
-    return factors[schedule]()
-
-
-def frozen_in_epoch(
-    epoch: int, *, stages: tuple[tuple[str, ...], ...], freeze_epochs: int | None, unfreeze_all_at: int | None
-) -> tuple[str, ...]:
-    """Which children of the backbone are frozen in an epoch, counted from 1, by the report's staged fine-tuning.
-
-    Epochs 1 to freeze_epochs are stage one, the rest stage two; from unfreeze_all_at on nothing is frozen, and with
-    freeze_epochs None nothing ever is.
-    """
-    if freeze_epochs is None or (unfreeze_all_at is not None and epoch >= unfreeze_all_at):
-        return ()
-    return stages[0] if epoch <= freeze_epochs else stages[1]
-
+HISTORY_PNG = "training_history.png"  # written last: a run that has it is complete
 
 # --- the loop -----------------------------------------------------------------------------------------------------------
 
@@ -349,177 +275,6 @@ def epoch_line(line: dict[str, float], *, epochs: int, left_s: float) -> str:
 # --- the script ---------------------------------------------------------------------------------------------------------
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; what a recipe sets has its default from RECIPES."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def flag(name: str, **options: Any) -> None:
-        hyphened = [f"--{name.replace('_', '-')}"] if "_" in name else []
-        parser.add_argument(f"--{name}", *hyphened, **options)
-
-    flag("model", choices=sorted(MODELS), help="network; alone, also the recipe (default: lightcnn)")
-    flag("recipe", choices=sorted(RECIPES), help="set of defaults, where it is not the model's own")
-    flag("print_recipe", action="store_true", help="show the recipe with your flags in it, and stop")
-    flag("train_meta", default="metadata_train.parquet", help="default: %(default)s")
-    flag("val_meta", default="metadata_val.parquet", help="default: %(default)s")
-    flag("test_meta", help="parquet of the test split (default: metadata_test.parquet beside --val_meta)")
-    flag(
-        "score_test", action=argparse.BooleanOptionalAction, help="after training, score the best checkpoint on --test_meta"
-    )
-    flag("data_root", help="where the pictures are, if not where the parquet says")
-    flag("label_set", choices=sorted(LABEL_SETS), help="classes to train, by name (default: the parquet's)")
-    flag("drop_invalid_va", action="store_true", help="leave out rows without valence and arousal, as the report does")
-    flag("epochs", type=int, help="epochs in all")
-    flag("batch_size", type=int)
-    flag("img_size", type=int, help="height and width in pixels")
-    flag("augment", choices=sorted(AUGMENTATIONS), help="training augmentations")
-    flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
-    flag("dropout", type=float)
-    flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")
-    flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
-    flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
-    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
-    flag("stem", choices=sorted(STEMS), help="first layers of a ResNet (default: imagenet, 7×7 stride 2 and max-pool)")
-    flag("init", metavar="CKPT", help="start from this checkpoint: its backbone, and its head's rows by label name")
-    flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
-    flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
-    flag(
-        "vggface2_preprocess", choices=sorted(VGGFACE2_PREPROCESS), help="input that those weights want: bgr255 for Caffe's"
-    )
-    flag("freeze_epochs", type=int, help="epochs of stage one, in which only the last block and the heads train")
-    flag("unfreeze_all_at", type=int, help="epoch (from 1) from which the whole backbone trains")
-    flag("optimizer", choices=sorted(OPTIMIZERS))
-    flag("lr", type=float, help="learning rate")
-    flag("backbone_lr", type=float, help="learning rate of the backbone, where it is not --lr")
-    flag("weight_decay", type=float)
-    flag("schedule", choices=SCHEDULES, help="learning rate over the epochs")
-    flag("step_epochs", type=int, help="epochs between the steps of --schedule step")
-    flag("gamma", type=float, help="factor of each step of --schedule step and plateau")
-    flag("plateau_patience", type=int, help="epochs without a lower validation loss that --schedule plateau lets pass")
-    flag("warmup_epochs", type=int)
-    flag("grad_clip", type=float, help="largest gradient norm (default: by recipe, else none)")
-    flag("sampler", choices=sorted(SAMPLERS), help="balanced draws rows by 1/√frequency of their class")
-    flag("ema", type=float, help="decay a step of a running mean of the weights, which is then scored and kept; 0 for none")
-    flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
-    flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
-    flag("focal_gamma", type=float, help="γ of --loss focal")
-    flag(
-        "weight_mode",
-        choices=sorted(WEIGHT_MODES),
-        help="how a weighted loss (wce, focal, ldam) weights a class by its rows",
-    )
-    flag("beta", type=float, help="of --weight_mode effective")
-    flag("drw_epoch", type=int, help="epoch (from 1) from which the class weights apply: deferred re-weighting")
-    flag("tau", type=float, help="strength of --loss logit_adjusted")
-    flag("label_smoothing", type=float)
-    flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
-    flag("reg_weight", type=float, help="weight of the valence/arousal loss")
-    flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
-    flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
-    flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
-    flag("save_path", help="also copy the best checkpoint here")
-    flag("exp", help="name of the run folder (default: the recipe and seed, with a number where that is taken)")
-    flag("runs", default="runs", help="folder of the run folders (default: %(default)s)")
-    flag(
-        "resume", nargs="?", const="newest", metavar="CKPT",
-        help="go on with a last.pth (default: the newest run's); with --epochs 0 score this checkpoint, and no more",
-    )  # fmt: skip
-    flag("seed", type=int, default=42, help="default: %(default)s")
-    flag("workers", type=int, help="loader processes (default: by platform)")
-    flag("device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    flag("amp", action=argparse.BooleanOptionalAction, help="mixed precision (default: where the device gains from it)")
-    return parser
-
-
-# The smallest and largest value of every number on the command line.
-LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
-    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
-    "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
-    "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
-    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
-    "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
-    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
-    "seed": (0, 2**32 - 1),
-}  # fmt: skip
-KEPT_BY_RESUME = ("recipe", "model", "affect", "head", "attention", "stem", "ema", "label_set", "optimizer", "exp")
-
-# Settings that do nothing unless another one has these values: (settings, the other, its values).
-NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
-    (("arc_m",), "head", ("arcface",)),
-    (("arc_s",), "head", ("arcface", "cosine")),
-    (("weight_mode", "beta", "drw_epoch"), "loss", tuple(name for name, row in LOSSES.items() if row.weighted)),
-    (("focal_gamma",), "loss", tuple(name for name, row in LOSSES.items() if row.focal)),
-    (("tau",), "loss", tuple(name for name, row in LOSSES.items() if row.adjusted)),
-    (("step_epochs",), "schedule", ("step",)),
-    (("plateau_patience",), "schedule", ("plateau",)),
-    (("gamma",), "schedule", ("step", "plateau")),
-    (("reg_loss", "reg_weight"), "affect", (True,)),
-    (("vggface2_preprocess",), "weights", ("auto", "vggface2")),
-)
-
-
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse twice: once to learn the recipe (or the run to resume), whose settings are then the defaults of the rest.
-
-    Raises TrainingError or ModelError where there is no such run.
-    """
-    parser = build_parser()
-    first, _ = parser.parse_known_args(argv)
-    scores_only = first.epochs == 0
-    if scores_only and first.resume in (None, "newest"):
-        raise TrainingError("--epochs 0 trains nothing – give the checkpoint to score: --resume CKPT")
-    if first.resume is not None and not scores_only:
-        path = resume_path(first)
-        stored = read_checkpoint(path)
-        if "args" not in stored:
-            raise TrainingError(f"{path} cannot be resumed: it holds the network alone – give the run's last.pth")
-        kept = stored["args"] | {"runs": str(path.parent.parent), "exp": path.parent.name}
-        parser.set_defaults(**RECIPES[kept["recipe"]] | kept)
-        args = parser.parse_args(argv)
-        args.resume, args.runs = str(path), kept["runs"]
-        for name in KEPT_BY_RESUME:
-            if getattr(args, name) != kept[name]:
-                raise TrainingError(f"--{name} is {kept[name]} in {path} and cannot change – leave it out, or start anew")
-    else:
-        recipe = first.recipe or first.model or "lightcnn"
-        if recipe not in RECIPES:
-            raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
-        parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
-        args = parser.parse_args(argv)
-    for name, (low, high) in LIMITS.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise TrainingError(f"--{name} must lie between {low} and {high}, not be {value}")
-    recipe = RECIPES[args.recipe]
-    for names, other, values in NEEDS:
-        idle = [name for name in names if getattr(args, name) != recipe[name]]
-        if idle and getattr(args, other) not in values:
-            advice = " or ".join(f"--{other} {value}" if value is not True else f"--{other}" for value in values)
-            raise TrainingError(f"--{idle[0]} does nothing here – add {advice}")
-    if LOSSES[args.loss].margins and args.head == "softmax":
-        raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
-    if args.init is not None and args.weights != "none":
-        raise TrainingError(f"--init and --weights {args.weights} both say what to start from – leave one out")
-    if args.exp is not None and Path(args.exp).name != args.exp:
-        raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
-    return args
-
-
-def resume_path(args: argparse.Namespace) -> Path:
-    """The last.pth to go on with: the file given, that of --exp, or the newest. Raises TrainingError."""
-    runs = Path(args.runs)
-    if args.resume != "newest":
-        path = Path(args.resume).resolve()  # its folder names the run
-        return path / "last.pth" if path.is_dir() else path
-    if args.exp is not None:
-        return runs / args.exp / "last.pth"
-    found = sorted(runs.glob("*/last.pth"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise TrainingError(f"no run in {runs}/ can be resumed – start one: make train MODEL=lightcnn")
-    return found[-1]
-
-
 def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERDataset, FERDataset]:
     """The training and validation datasets. Raises MetadataError."""
     labels = LABEL_SETS[args.label_set] if args.label_set else None
@@ -545,14 +300,24 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
 
 
 def choose_preprocess(args: argparse.Namespace) -> Preprocess:
-    """How pictures become input of the network that `args` names. Raises TrainingError."""
+    """How pictures become input of the network: as of --init, as VGGFace2 weights want it, else as the registry has it.
+
+    Raises TrainingError or ModelError.
+    """
     spec = MODELS[args.model]
-    values: dict[str, Any] = {"mean": spec.mean, "std": spec.std}
-    if args.vggface2_preprocess != "imagenet":
-        if spec.channels != 3:
-            raise TrainingError(f"--vggface2_preprocess: {args.model} sees grey pictures – leave it out")
-        values = VGGFACE2_PREPROCESS[args.vggface2_preprocess]
-    return Preprocess(size_px=args.img_size, channels=spec.channels, keep=spec.keep, **values)
+    plain = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
+    if args.init is not None and args.resume is None:
+        other = load_checkpoint(args.init).preprocess
+        if other.channels != spec.channels:
+            raise TrainingError(
+                f"{args.init} sees {other.channels} channels, {args.model} {spec.channels} – they do not fit"
+            )
+        return replace(other, size_px=args.img_size)
+    if args.vggface2_preprocess == "imagenet":
+        return plain
+    if spec.channels != 3:
+        raise TrainingError(f"--vggface2_preprocess: {args.model} sees grey pictures – leave it out")
+    return replace(plain, **VGGFACE2_PREPROCESS[args.vggface2_preprocess])
 
 
 def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -571,22 +336,45 @@ def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Prep
         raise TrainingError(f"--freeze_epochs: {args.model} has no stages to freeze – leave it out")
     torch.manual_seed(args.seed)
     model = build_model(args.model, classes=len(labels), preprocess=preprocess, **network_arguments(args))
-    if args.resume is None:
-        if args.init is not None:
-            print(f"weights: {transfer(model, labels, load_checkpoint(args.init), origin=args.init)}")
-        else:
-            pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
-            print(f"weights: {pretrained}")
-            if pretrained.startswith(args.vggface2_ckpt) and (better := better_preprocess(model, args.vggface2_preprocess)):
+    if args.resume is None and args.init is not None:
+        print(f"weights: {transfer(model, labels, load_checkpoint(args.init), origin=args.init)}")
+    elif args.resume is None:
+        pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
+        print(f"weights: {pretrained}")
+        if pretrained.startswith(args.vggface2_ckpt):
+            better = better_preprocess(model, args.vggface2_preprocess)
+            if better is not None:
                 print(
                     f"warning: the first BatchNorm of {args.vggface2_ckpt} has seen other input than "
                     f"--vggface2_preprocess {args.vggface2_preprocess} gives: {better} fits it"
                 )
-        if args.freeze_epochs is None and args.weights != "none" and any(stages) and args.affect:
-            args.freeze_epochs = 3  # the multitask report's default, for pretrained weights only
+        elif args.vggface2_preprocess != "imagenet":
+            raise TrainingError(
+                f"--vggface2_preprocess {args.vggface2_preprocess} is for VGGFace2 weights, and {args.vggface2_ckpt} "
+                "was not loaded – give --vggface2_ckpt FILE, or leave it out"
+            )
+        if args.freeze_epochs is None and args.weights != "none":
+            args.freeze_epochs = FREEZE_PRETRAINED.get(args.recipe)
     if args.unfreeze_all_at is not None and args.freeze_epochs is None:
         raise TrainingError("--unfreeze_all_at: nothing is frozen here – give --freeze_epochs too, or leave it out")
     return model
+
+
+def prepare_loss(args: argparse.Namespace, counts: Tensor) -> MultitaskLoss:
+    """The loss that the settings name, for a training split with these rows per class (classes,)."""
+    return build_loss(
+        args.loss,
+        counts=counts,
+        weight_mode=args.weight_mode,
+        beta=args.beta,
+        tau=args.tau,
+        focal_gamma=args.focal_gamma,
+        scale=args.arc_s,
+        arcface_margin=args.arc_m if args.head == "arcface" else None,
+        label_smoothing=args.label_smoothing,
+        reg_loss=args.reg_loss,
+        reg_weight=args.reg_weight,
+    )
 
 
 def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.optim.Optimizer:
@@ -603,10 +391,15 @@ def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.o
 
 
 def prepare_average(args: argparse.Namespace, model: ExpressionNet) -> AveragedModel | None:
-    """The exponential running mean of weights and BatchNorm statistics, or None without --ema (Polyak averaging)."""
-    if args.ema == 0.0:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+    """The exponential running mean of weights and BatchNorm statistics, or None without --ema (Polyak averaging).
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the first, random weights are soon forgotten.
+    """
+
+    def update(mean: Any, current: Any, steps: Tensor | int) -> None:
+        get_ema_multi_avg_fn(min(args.ema, (1 + int(steps)) / (10 + int(steps))))(mean, current, steps)
+
+    return None if args.ema == 0.0 else AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def prepare_order(args: argparse.Namespace, dataset: FERDataset, generator: torch.Generator) -> Sampler[int]:
@@ -660,7 +453,7 @@ def start_epoch(
         val_losses=[line["val_loss"] for line in history],
     )
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("share", 1.0)
+        group["lr"] = lr * group["share"]
     torch.manual_seed(epoch_seed(args.seed, epoch))
     return lr
 
@@ -685,19 +478,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
 
     counts = class_counts(train_set.y_cls, len(train_set.labels))
-    criterion = build_loss(
-        args.loss,
-        counts=counts,
-        weight_mode=args.weight_mode,
-        beta=args.beta,
-        tau=args.tau,
-        focal_gamma=args.focal_gamma,
-        scale=args.arc_s,
-        arcface_margin=args.arc_m if args.head == "arcface" else None,
-        label_smoothing=args.label_smoothing,
-        reg_loss=args.reg_loss,
-        reg_weight=args.reg_weight,
-    ).to(device)
+    criterion = prepare_loss(args, counts).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
     optimizer = prepare_optimizer(args, model)
     average = prepare_average(args, model)
@@ -722,7 +503,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             progress.update(past)
         if progress.exhausted:
             raise TrainingError(f"{args.resume} has stopped early – to go on all the same, add --patience 0")
-        if len(history) >= args.epochs:
+        if len(history) >= args.epochs and (Path(args.runs) / args.exp / HISTORY_PNG).is_file():
             raise TrainingError(f"{args.resume} has {len(history)} epochs already – to go on, give a larger --epochs")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
@@ -770,8 +551,10 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 save_checkpoint(folder / "best.pth", chosen)
                 if args.save_path:
                     save_checkpoint(args.save_path, chosen)
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
-            state |= {"args": vars(args)} | ({"unaveraged": model.state_dict()} if average is not None else {})
+            state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
+            state |= {"args": vars(args)}
+            if average is not None:
+                state |= {"unaveraged": model.state_dict(), "averaged_steps": int(average.n_averaged)}
             save_checkpoint(folder / "last.pth", contents | state)
             append_history(folder / "history.jsonl", history)
             mean_s = sum(past["time_s"] for past in history) / len(history)
@@ -779,7 +562,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             if progress.exhausted:
                 print(f"stopped: neither accuracy nor RMSE has improved for {args.patience} epochs")
                 break
-    plot_history(history, folder / "training_history.png", chosen_epoch=progress.best_epoch)
+    plot_history(history, folder / HISTORY_PNG, chosen_epoch=progress.best_epoch)
     line = history[progress.best_epoch - 1]
     print(
         f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {line['accuracy']:.4f}, "
@@ -806,17 +589,30 @@ def restore(
         raise TrainingError(
             f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id} – index as before"
         )
+    asked = [{key: group[key] for key in ("share", "weight_decay")} for group in optimizer.param_groups]
     try:
         model.load_state_dict(contents["state_dict"] if average is None else contents["unaveraged"])
         optimizer.load_state_dict(contents["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"{path} does not fit these settings – leave out what was not given to the run") from error
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)  # what may be changed on resuming
     if average is not None:
         average.module.load_state_dict(contents["state_dict"])
-        average.n_averaged.fill_(1)  # any number but 0, which would start the mean anew
+        average.n_averaged.fill_(contents["averaged_steps"])
     if contents["scaler"]:  # empty where the run was not in float16 so far
         scaler.load_state_dict(contents["scaler"])
     return contents["history"]
+
+
+def scoring_folder(args: argparse.Namespace) -> Path | None:
+    """The folder that --epochs 0 writes into; None leaves it to evaluate.py. Raises TrainingError for another run's."""
+    if args.exp is None:
+        return None
+    folder = Path(args.runs) / args.exp
+    if (folder / "last.pth").is_file() and Path(args.resume).resolve().parent != folder.resolve():
+        raise TrainingError(f"{folder} is another training's – choose another --exp for the figures of {args.resume}")
+    return folder
 
 
 def score_checkpoint(args: argparse.Namespace, checkpoint: str, meta: Path, folder: Path | None) -> int:
@@ -831,8 +627,9 @@ def score_checkpoint(args: argparse.Namespace, checkpoint: str, meta: Path, fold
 def main(argv: list[str] | None = None) -> int:
     """Train; status 2 with one line where that cannot be done, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace(runs="runs", exp=None)
     try:
-        args = parse_args(argv)
+        args = parse_args(argv, __doc__)
         if args.print_recipe:
             del args.print_recipe
             print(json.dumps(vars(args), indent=2))
@@ -841,7 +638,7 @@ def main(argv: list[str] | None = None) -> int:
         test_meta = Path(args.test_meta) if args.test_meta is not None else beside
         if args.epochs == 0:
             meta = test_meta if test_meta.is_file() or args.test_meta is not None else Path(args.val_meta)
-            return score_checkpoint(args, args.resume, meta, Path(args.runs) / args.exp if args.exp else None)
+            return score_checkpoint(args, args.resume, meta, scoring_folder(args))
         folder = train(args, argv)
     except (TrainingError, MetadataError, ModelError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)

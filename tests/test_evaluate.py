@@ -333,14 +333,17 @@ def test_another_split_is_refused(pixels: Path, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.usefixtures("no_pictures")
 def test_labels_that_the_network_does_not_know(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(drawn))
+    """Refused on data of another split; left out and counted on its own, as in its training, and with --cross_dataset."""
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id="0123")
     meta = drawn / "metadata_val.parquet"
     error = error_of(capsys, path, "--meta", meta, "--out", tmp_path / "out")
     assert "also has contempt" in error and "--cross_dataset" in error and "fer7" in error
-    assert evaluate.main([str(path), "--meta", str(meta), "--out", str(tmp_path / "out"), "--cross_dataset"]) == 0
-    assert "left out: 1 rows" in capsys.readouterr().out
-    values = metrics_of(tmp_path / "out")
-    assert values["rows"] == 22 and values["rows_left_out"] == 1 and "f1_contempt" not in values
+    own = write_checkpoint(tmp_path / "b.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(drawn))
+    for checkpoint, flags in ((path, ["--cross_dataset"]), (own, [])):
+        assert evaluate.main([str(checkpoint), "--meta", str(meta), "--out", str(tmp_path / "out"), *flags]) == 0
+        assert "left out: 1 rows" in capsys.readouterr().out
+        values = metrics_of(tmp_path / "out")
+        assert values["rows"] == 22 and values["rows_left_out"] == 1 and "f1_contempt" not in values
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -454,6 +457,8 @@ def test_adjusted_scores_go_to_a_folder_of_their_own(
 ) -> None:
     meta = ["--meta", str(drawn / "metadata_val.parquet")]
     assert "--logit_adjust needs a folder of its own" in error_of(capsys, scored, *meta, "--logit_adjust", "1")
+    same_folder = error_of(capsys, scored, *meta, "--logit_adjust", "1", "--out", scored)
+    assert "--logit_adjust needs a folder of its own" in same_folder
     assert "a number from 0, or auto" in error_of(capsys, scored, *meta, "--out", tmp_path / "x", "--logit_adjust", "much")
     before = metrics_of(scored)
     assert evaluate.main([str(scored), *meta, "--out", str(tmp_path / "same"), "--logit_adjust", "0"]) == 0

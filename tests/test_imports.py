@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "fer_transform": {"labels", "faces", "metadata_parallel"},
     "evaluate": {"labels", "metrics", "figures", "faces", "metadata_parallel", "models", "losses", "fer_transform"},
     "recipes": set(),
+    "settings": {"labels", "models", "losses", "fer_transform", "recipes"},
     "train": {
+        "settings",
         "labels",
         "metrics",
         "figures",

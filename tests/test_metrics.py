@@ -747,3 +747,12 @@ def test_start_up_is_light():
     root = Path(metrics.__file__).parent
     shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_fit_that_does_not_converge_is_undefined() -> None:
+    """A collapsed network: every class is taken for one and the other way round, but for a single mistake."""
+    counts = np.zeros((7, 7), dtype=int)
+    counts[0, 1:] = counts[1:, 0] = 5000
+    counts[2, 3] = 1
+    pattern = metrics.confusion_pattern_test(counts, [f"c{index}" for index in range(7)])
+    assert math.isnan(pattern.chi2) and pattern.undefined is not None and "does not converge" in pattern.undefined

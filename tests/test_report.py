@@ -306,6 +306,50 @@ def test_no_mean_of_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert error.count("\n") == 1 and not (tmp_path / "RESULTS.md").exists()
 
 
+def retrained(folder: Path, **settings: Any) -> None:
+    """Change the settings that a kept run was trained with."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run["args"] |= settings
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+def test_no_mean_of_what_was_trained_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_made_up(tmp_path / "results", mine_seed1={}, mine_seed2={})
+    for seed in (1, 2):
+        retrained(tmp_path / f"results/mine_seed{seed}", seed=seed, lr=1e-3, val_meta=f"{seed}.parquet")
+    assert written(tmp_path) == 0
+    retrained(tmp_path / "results/mine_seed2", lr=2e-3)
+    assert written(tmp_path) == 2
+    assert "mine_seed2 was trained with --lr 0.002, mine_seed1 has 0.001" in capsys.readouterr().err
+
+
+def test_a_documented_variant_is_what_its_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_made_up(tmp_path / "results", E2b_seed42={})
+    retrained(tmp_path / "results/E2b_seed42", loss="wce", weight_mode="inv_sqrt")
+    assert written(tmp_path) == 0
+    retrained(tmp_path / "results/E2b_seed42", weight_mode="effective")
+    assert written(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "trained with --weight_mode effective, the recipe E2b has inv_sqrt" in error and error.count("\n") == 1
+
+
+def test_every_seed_has_its_own_adjustment_and_its_scoring_is_shown(tmp_path: Path) -> None:
+    keep_made_up(tmp_path / "results", E0_after_seed40={"logit_adjust": 0.5}, E0_after_seed41={"logit_adjust": 0.25})
+    path = tmp_path / "results/E0_after_seed40/run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(run | {"scored": "python evaluate.py a --logit_adjust auto"}), encoding="utf-8")
+    assert written(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "logits adjusted by τ 0.25 to 0.5" in cells_of(text, "[E0_after]")[0]
+    assert "`, then `python evaluate.py a --logit_adjust auto`" in text
+    assert "\npython evaluate.py a --logit_adjust auto\n```" in text
+
+
+def test_no_path_of_this_machine_in_a_scoring() -> None:
+    run = {"command": "python train.py", "args": {}, "scored": "python evaluate.py /tmp/x/runs/a --out /tmp/x/b"}
+    assert report.without_machine_paths(run)["scored"] == "python evaluate.py a --out b"
+
+
 # The study
 
 

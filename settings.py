@@ -1,0 +1,281 @@
+"""The settings of a training: the command line over a recipe, what they may be, and what they mean for an epoch.
+
+`train.py` alone uses it. What a flag does is said by `python train.py --help`.
+
+    python -c "import settings; print(settings.parse_args(['--recipe', 'E5']).sampler)"
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fer_transform import AUGMENTATIONS, SIZE_MIN_PX
+from labels import LABEL_SETS
+from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
+from models import ATTENTION, HEADS, MODELS, STEMS, VGGFACE2_PREPROCESS, read_checkpoint
+from recipes import RECIPES
+
+
+class TrainingError(Exception):
+    """A training that cannot start or go on; the message is one line and says what to do next."""
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options),
+}
+SCHEDULES = ("constant", "cosine", "plateau", "step")
+
+
+def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The command line; what a recipe sets has its default from RECIPES."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def flag(name: str, **options: Any) -> None:
+        hyphened = [f"--{name.replace('_', '-')}"] if "_" in name else []
+        parser.add_argument(f"--{name}", *hyphened, **options)
+
+    flag("model", choices=sorted(MODELS), help="network; alone, also the recipe (default: lightcnn)")
+    flag("recipe", choices=sorted(RECIPES), help="set of defaults, where it is not the model's own")
+    flag("print_recipe", action="store_true", help="show the recipe with your flags in it, and stop")
+    flag("train_meta", default="metadata_train.parquet", help="default: %(default)s")
+    flag("val_meta", default="metadata_val.parquet", help="default: %(default)s")
+    flag("test_meta", help="parquet of the test split (default: metadata_test.parquet beside --val_meta)")
+    flag(
+        "score_test", action=argparse.BooleanOptionalAction, help="after training, score the best checkpoint on --test_meta"
+    )
+    flag("data_root", help="where the pictures are, if not where the parquet says")
+    flag("label_set", choices=sorted(LABEL_SETS), help="classes to train, by name (default: the parquet's)")
+    flag("drop_invalid_va", action="store_true", help="leave out rows without valence and arousal, as the report does")
+    flag("epochs", type=int, help="epochs in all")
+    flag("batch_size", type=int)
+    flag("img_size", type=int, help="height and width in pixels")
+    flag("augment", choices=sorted(AUGMENTATIONS), help="training augmentations")
+    flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
+    flag("dropout", type=float)
+    flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")
+    flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
+    flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
+    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
+    flag("stem", choices=sorted(STEMS), help="first layers of a ResNet (default: imagenet, 7×7 stride 2 and max-pool)")
+    flag("init", metavar="CKPT", help="start from this checkpoint, not --weights: backbone, and head by label name")
+    flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
+    flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
+    flag(
+        "vggface2_preprocess", choices=sorted(VGGFACE2_PREPROCESS), help="input that those weights want: bgr255 for Caffe's"
+    )
+    flag("freeze_epochs", type=int, help="epochs of stage one, in which only the last block and the heads train")
+    flag("unfreeze_all_at", type=int, help="epoch (from 1) from which the whole backbone trains")
+    flag("optimizer", choices=sorted(OPTIMIZERS))
+    flag("lr", type=float, help="learning rate")
+    flag("backbone_lr", type=float, help="learning rate of the backbone, where it is not --lr")
+    flag("weight_decay", type=float)
+    flag("schedule", choices=SCHEDULES, help="learning rate over the epochs")
+    flag("step_epochs", type=int, help="epochs between the steps of --schedule step")
+    flag("gamma", type=float, help="factor of each step of --schedule step and plateau")
+    flag("plateau_patience", type=int, help="epochs without a lower validation loss that --schedule plateau lets pass")
+    flag("warmup_epochs", type=int)
+    flag("grad_clip", type=float, help="largest gradient norm (default: by recipe, else none)")
+    flag("sampler", choices=sorted(SAMPLERS), help="balanced draws rows by 1/√frequency of their class")
+    flag("ema", type=float, help="decay a step of a running mean of the weights, which is then scored and kept; 0 for none")
+    flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
+    flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
+    flag("focal_gamma", type=float, help="γ of --loss focal")
+    flag(
+        "weight_mode",
+        choices=sorted(WEIGHT_MODES),
+        help="how a weighted loss (wce, focal, ldam) weights a class by its rows",
+    )
+    flag("beta", type=float, help="of --weight_mode effective")
+    flag("drw_epoch", type=int, help="epoch (from 1) from which the class weights apply: deferred re-weighting")
+    flag("tau", type=float, help="strength of --loss logit_adjusted")
+    flag("label_smoothing", type=float)
+    flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
+    flag("reg_weight", type=float, help="weight of the valence/arousal loss")
+    flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
+    flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
+    flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
+    flag("save_path", help="also copy the best checkpoint here")
+    flag("exp", help="name of the run folder (default: the recipe and seed, with a number where that is taken)")
+    flag("runs", default="runs", help="folder of the run folders (default: %(default)s)")
+    flag(
+        "resume", nargs="?", const="newest", metavar="CKPT",
+        help="go on with a last.pth (default: the newest run's); with --epochs 0 score this checkpoint, and no more",
+    )  # fmt: skip
+    flag("seed", type=int, default=42, help="default: %(default)s")
+    flag("workers", type=int, help="loader processes (default: by platform)")
+    flag("device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    flag("amp", action=argparse.BooleanOptionalAction, help="mixed precision (default: where the device gains from it)")
+    return parser
+
+
+# The smallest and largest value of every number on the command line.
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
+    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
+    "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
+    "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
+    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
+    "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
+    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}  # fmt: skip
+# What makes a run what it is: resuming with another value would describe the network or its choice wrongly.
+KEPT_BY_RESUME = (
+    "recipe", "model", "img_size", "affect", "head", "arc_s", "attention", "stem", "init", "weights", "vggface2_preprocess",
+    "ema", "label_set", "optimizer", "select", "exp",
+)  # fmt: skip
+
+# Settings that do nothing unless another one has these values: (settings, the other, its values).
+NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
+    (("arc_m",), "head", ("arcface",)),
+    (("arc_s",), "head", ("arcface", "cosine")),
+    (("weight_mode", "beta", "drw_epoch"), "loss", tuple(name for name, row in LOSSES.items() if row.weighted)),
+    (("focal_gamma",), "loss", tuple(name for name, row in LOSSES.items() if row.focal)),
+    (("tau",), "loss", tuple(name for name, row in LOSSES.items() if row.adjusted)),
+    (("step_epochs",), "schedule", ("step",)),
+    (("plateau_patience",), "schedule", ("plateau",)),
+    (("gamma",), "schedule", ("step", "plateau")),
+    (("reg_loss", "reg_weight"), "affect", (True,)),
+    (("beta",), "weight_mode", ("effective",)),
+    (("vggface2_preprocess", "vggface2_ckpt"), "weights", ("auto", "vggface2")),
+    (("test_meta",), "score_test", (True,)),
+)
+
+
+def parse_args(argv: list[str], description: str | None = None) -> argparse.Namespace:
+    """Parse twice: once to learn the recipe (or the run to resume), whose settings are then the defaults of the rest.
+
+    Raises TrainingError or ModelError where there is no such run.
+    """
+    parser = build_parser(description)
+    first, _ = parser.parse_known_args(argv)
+    scores_only = first.epochs == 0
+    if scores_only and first.resume in (None, "newest"):
+        raise TrainingError("--epochs 0 trains nothing – give the checkpoint to score: --resume CKPT")
+    if first.resume is not None and not scores_only:
+        path = resume_path(first)
+        stored = read_checkpoint(path)
+        if "args" not in stored:
+            raise TrainingError(f"{path} cannot be resumed: it holds the network alone – give the run's last.pth")
+        if stored["args"]["recipe"] not in RECIPES:
+            raise TrainingError(f"{path} is of recipe {stored['args']['recipe']}, which is gone – train anew")
+        # Settings that the run's version did not have yet are the recipe's.
+        kept = RECIPES[stored["args"]["recipe"]] | stored["args"]
+        kept |= {"runs": str(path.parent.parent), "exp": path.parent.name}
+        parser.set_defaults(**kept)
+        args = parser.parse_args(argv)
+        args.resume, args.runs = str(path), kept["runs"]
+        for name in KEPT_BY_RESUME:
+            if getattr(args, name) != kept[name]:
+                raise TrainingError(f"--{name} is {kept[name]} in {path} and cannot change – leave it out, or start anew")
+    else:
+        recipe = first.recipe or first.model or "lightcnn"
+        if recipe not in RECIPES:
+            raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
+        parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
+        args = parser.parse_args(argv)
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse settings that are out of range, or would do nothing. Raises TrainingError."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise TrainingError(f"--{name} must lie between {low} and {high}, not be {value}")
+    recipe, parser = RECIPES[args.recipe], build_parser()
+    for names, other, values in NEEDS:
+        idle = [name for name in names if getattr(args, name) != recipe.get(name, parser.get_default(name))]
+        if idle and getattr(args, other) not in values and args.epochs:
+            advice = " or ".join(f"--{other} {value}" if value is not True else f"--{other}" for value in values)
+            raise TrainingError(f"--{idle[0]} does nothing here – add {advice}")
+    for name in ("drw_epoch", "unfreeze_all_at"):
+        value = getattr(args, name)
+        if value is not None and value > args.epochs > 0:
+            raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
+    if LOSSES[args.loss].margins and args.head == "softmax":
+        raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
+    if args.exp is not None and Path(args.exp).name != args.exp:
+        raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
+
+
+def resume_path(args: argparse.Namespace) -> Path:
+    """The last.pth to go on with: the file given, that of --exp, or the newest. Raises TrainingError."""
+    runs = Path(args.runs)
+    if args.resume != "newest":
+        path = Path(args.resume).resolve()  # its folder names the run
+        return path / "last.pth" if path.is_dir() else path
+    if args.exp is not None:
+        return runs / args.exp / "last.pth"
+    found = sorted(runs.glob("*/last.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise TrainingError(f"no run in {runs}/ can be resumed – start one: make train MODEL=lightcnn")
+    return found[-1]
+
+
+# --- what they mean for an epoch ----------------------------------------------------------------------------------------
+
+
+def plateau_factor(losses: Sequence[float], *, patience: int, gamma: float) -> float:
+    """ReduceLROnPlateau: the share of --lr after epochs with these validation losses.
+
+    Every time that more than `patience` epochs in a row have not gone 0.01% below the best, the rate is multiplied by
+    `gamma`. A function of the history, so that a resumed run needs no more than that.
+    """
+    parameter = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+    for loss in losses:
+        scheduler.step(loss)
+    return optimizer.param_groups[0]["lr"]
+
+
+def learning_rate_factor(
+    epoch: int,
+    *,
+    schedule: str,
+    epochs: int,
+    warmup_epochs: int,
+    step_epochs: int = 7,
+    gamma: float = 0.1,
+    plateau_patience: int = 2,
+    val_losses: Sequence[float] = (),
+) -> float:
+    """Share of --lr in an epoch, counted from 1: a linear warm-up, then the schedule over the rest.
+
+    Without warm-up, "cosine" is CosineAnnealingLR with T_max = epochs and "step" StepLR(step_epochs, gamma). Raises
+    KeyError for an unknown schedule.
+    """
+    if epoch <= warmup_epochs:
+        return epoch / (warmup_epochs + 1)
+    done = epoch - 1 - warmup_epochs
+    factors: dict[str, Callable[[], float]] = {
+        "constant": lambda: 1.0,
+        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * done / max(1, epochs - warmup_epochs))),
+        "plateau": lambda: plateau_factor(val_losses, patience=plateau_patience, gamma=gamma),
+        "step": lambda: gamma ** (done // step_epochs),
+    }
+    return factors[schedule]()
+
+
+def frozen_in_epoch(
+    epoch: int, *, stages: tuple[tuple[str, ...], ...], freeze_epochs: int | None, unfreeze_all_at: int | None
+) -> tuple[str, ...]:
+    """Which children of the backbone are frozen in an epoch, counted from 1, by the report's staged fine-tuning.
+
+    Epochs 1 to freeze_epochs are stage one, the rest stage two; from unfreeze_all_at on nothing is frozen, and with
+    freeze_epochs None nothing ever is.
+    """
+    if freeze_epochs is None or (unfreeze_all_at is not None and epoch >= unfreeze_all_at):
+        return ()
+    return stages[0] if epoch <= freeze_epochs else stages[1]
