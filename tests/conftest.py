@@ -54,3 +54,14 @@ def short_training(drawn: Path, runs: Path) -> list[str]:
     flags += ["--device", "cpu", "--no-amp", "--workers", "0"]
     metadata = ["--train_meta", str(drawn / "metadata_train.parquet"), "--val_meta", str(drawn / "metadata_val.parquet")]
     return [*flags, *metadata, "--runs", str(runs)]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line with which train.py refuses."""
+    import train
+
+    capsys.readouterr()
+    assert train.main(list(flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and error.count("\n") == 1
+    return error

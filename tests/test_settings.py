@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import short_training
+from conftest import error_of, short_training
 
 import settings
 import train
@@ -21,15 +21,6 @@ def recipe(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     """What --print_recipe shows."""
     assert train.main([*flags, "--print_recipe"]) == 0
     return json.loads(capsys.readouterr().out)
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line with which a training is refused."""
-    capsys.readouterr()
-    assert train.main(list(flags)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("train.py: ") and error.count("\n") == 1
-    return error
 
 
 # Recipes
@@ -140,18 +131,6 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--reg_weight 3 --no-affect", "--affect"),
         ("--exp ../outside", "plain name"),
         ("--lr 0", "--lr must lie between"),
-    ],
-)
-def test_flags_that_would_do_nothing_or_harm(
-    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
-) -> None:
-    assert message in error_of(capsys, *short_training(drawn, tmp_path / "runs"), *words.split())
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
         ("--arc_m 0.3", "--arc_m does nothing here – add --head arcface"),
         ("--arc_s 10", "add --head arcface or --head cosine"),
         ("--tau 2", "add --loss logit_adjusted"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import short_training
+from conftest import error_of, short_training
 
 import evaluate
 import models
@@ -30,15 +30,6 @@ def history_of(run: Path) -> list[dict[str, Any]]:
 def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The history without what a clock put into it; NaN as null."""
     return [{key: None if value != value else value for key, value in line.items() if key != "time_s"} for line in history]
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line with which a training is refused."""
-    capsys.readouterr()
-    assert train.main(list(flags)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("train.py: ") and error.count("\n") == 1
-    return error
 
 
 # Early stopping
