@@ -300,13 +300,14 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
 
 
 def choose_preprocess(args: argparse.Namespace) -> Preprocess:
-    """How pictures become input of the network: as of --init, as VGGFace2 weights want it, else as the registry has it.
-
-    Raises TrainingError or ModelError.
+    """How pictures become input of the network: as the resumed run or --init has it, as VGGFace2 weights want it, else as
+    the registry says. Raises TrainingError or ModelError.
     """
     spec = MODELS[args.model]
     plain = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
-    if args.init is not None and args.resume is None:
+    if args.resume is not None:
+        return Preprocess.from_dict(read_checkpoint(args.resume)["preprocess"])
+    if args.init is not None:
         other = load_checkpoint(args.init).preprocess
         if other.channels != spec.channels:
             raise TrainingError(

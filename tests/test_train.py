@@ -551,6 +551,8 @@ def test_vggface2_input_needs_vggface2_weights(
     second = [*short_training(drawn, tmp_path)[2:], "--epochs", "1", "--img_size", "32", "--exp", "second"]
     assert train.main(["--model", "resnet18", *second, "--init", str(tmp_path / "vgg" / "best.pth")]) == 0
     assert load_checkpoint(tmp_path / "second" / "best.pth").preprocess == best.preprocess  # as its backbone knows it
+    assert train.main(["--resume", str(tmp_path / "second"), "--epochs", "2"]) == 0
+    assert load_checkpoint(tmp_path / "second" / "last.pth").preprocess == best.preprocess
 
 
 def test_deferred_weights_start_in_their_epoch(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
