@@ -496,16 +496,18 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     )
     val_loader = make_loader(val_set, batch_size=BATCH_SIZE, workers=workers, device=device)
 
-    progress = Progress(select=args.select, patience=args.patience)
+    progress, last_epoch = Progress(select=args.select, patience=args.patience), args.epochs
     history: list[dict[str, float]] = []
     if args.resume is not None:
         history = restore(args.resume, model, average, optimizer, scaler, split_id=train_set.info["split_id"])
         for past in history:
             progress.update(past)
-        if progress.exhausted:
-            raise TrainingError(f"{args.resume} has stopped early – to go on all the same, add --patience 0")
-        if len(history) >= args.epochs and (Path(args.runs) / args.exp / HISTORY_PNG).is_file():
-            raise TrainingError(f"{args.resume} has {len(history)} epochs already – to go on, give a larger --epochs")
+        if progress.exhausted or len(history) >= args.epochs:
+            last_epoch = len(history)  # nothing is left to train, but perhaps something to draw
+            if (Path(args.runs) / args.exp / HISTORY_PNG).is_file():
+                early = "has stopped early – to go on all the same, add --patience 0"
+                over = f"has {len(history)} epochs already – to go on, give a larger --epochs"
+                raise TrainingError(f"{args.resume} {early if progress.exhausted else over}")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
     record_run(folder, args, argv, device=device, precision=reason)
@@ -518,7 +520,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     description |= {"class_counts": dict(zip(train_set.labels.names, counts.long().tolist(), strict=True))}
     print(f"run folder: {folder} (curves: make tensorboard)")
     with SummaryWriter(str(folder), purge_step=len(history) + 1) as board:
-        for epoch in range(len(history) + 1, args.epochs + 1):
+        for epoch in range(len(history) + 1, last_epoch + 1):
             start = time.monotonic()
             lr = start_epoch(args, epoch, model, criterion, optimizer, history)
             order.manual_seed(epoch_seed(args.seed, epoch))
