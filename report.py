@@ -21,7 +21,7 @@ from typing import Any
 import study
 from evaluate import write_text
 from labels import LABEL_SETS
-from recipes import DOCUMENTED, RECIPES
+from recipes import DOCUMENTED
 
 PICTURES = (  # without misclassified.png: it shows faces
     "confusion_matrix.png",
@@ -128,28 +128,21 @@ def read_result(folder: Path) -> dict[str, Any]:
     return values
 
 
-# Settings that do not make a run another variant: where it was done and what it is called.
-INCIDENTAL = {
-    "seed", "exp", "runs", "resume", "recipe", "device", "workers", "amp", "print_recipe", "train_meta", "val_meta",
-    "test_meta", "data_root", "init", "vggface2_ckpt", "save_path", "save_optimizer", "score_test",
-}  # fmt: skip
-
-
 def check_alike(groups: Sequence[study.Group]) -> None:
-    """Refuse a mean over seeds of figures of different settings, splits, label sets, or with and without adjustment, and
-    a documented variant of the light CNN that was trained otherwise than its recipe says. Raises ReportError."""
+    """Refuse a mean over seeds of figures of different settings, splits, label sets, or with and without adjustment.
+
+    Raises ReportError.
+    """
     for group in groups:
+        first_run = group.runs[0]
         for run in group.runs:
-            args, first_args = run.values["run"]["args"], group.runs[0].values["run"]["args"]
-            recipe = RECIPES.get(group.name, {})
-            for settings, origin in ((first_args, group.runs[0].name), (recipe, f"the recipe {group.name}")):
-                shared = (key for key in args if key in settings and key not in INCIDENTAL)
-                key = next((key for key in shared if args[key] != settings[key]), None)
-                if key is not None:
-                    raise ReportError(
-                        f"{run.name} was trained with --{key} {args[key]}, {origin} has {settings[key]}: they are not one "
-                        "variant – rename its folder under runs/ and results/"
-                    )
+            differing = study.differing(run.settings, first_run.settings)
+            if differing:
+                setting, value = next(iter(differing.items()))
+                raise ReportError(
+                    f"{run.name} was trained with --{setting} {value}, {first_run.name} with {first_run.settings[setting]}: "
+                    "they are not one variant – rename its folder under runs/ and results/"
+                )
         scored = {
             run.name: f"{run.values['label_set']}, {run.values['split']}"
             + (", logits adjusted" if run.values.get("logit_adjust") is not None else "")

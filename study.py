@@ -19,7 +19,7 @@ import numpy as np
 
 from figures import BLUE, ORANGE, draw_matrix, picture, shares_of_true_class
 from labels import LABEL_SETS
-from recipes import DOCUMENTED
+from recipes import DOCUMENTED, RECIPES
 
 LABELS = LABEL_SETS["fer7"]
 MINORITY, MARKED = 0.10, "#FFF3D6"  # a class with a smaller share of the rows, and the ground of its panel
@@ -36,6 +36,19 @@ LATEX_SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 # Runs, and groups of them
+
+
+# Settings that do not make a run another variant: where it was done and what it is called.
+INCIDENTAL = {
+    "seed", "exp", "runs", "resume", "recipe", "device", "workers", "amp", "print_recipe", "train_meta", "val_meta",
+    "test_meta", "data_root", "init", "vggface2_ckpt", "save_path", "save_optimizer", "score_test",
+}  # fmt: skip
+
+
+def differing(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings that both have, those with another value that makes another variant of a run."""
+    shared = [key for key in settings if key in others and key not in INCIDENTAL]
+    return {key: settings[key] for key in shared if settings[key] != others[key]}
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,11 @@ class Run:
         return (*(self.before.phases if self.before else ()), self)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What it was trained with."""
+        return self.values["run"]["args"]
+
+    @property
     def commands(self) -> list[str]:
         """What was typed: the trainings of its phases, then its scoring where that was no plain one."""
         trained = [phase.values["run"]["command"] for phase in self.phases]
@@ -79,16 +97,17 @@ class Group:
 
     @property
     def system(self) -> str:
-        """What it is called: by its document, else by its recipe, else by its network; and whether its logits were adjusted
-        after the training."""
+        """What it is called: by its document, else by its recipe, else by its network; then what differs from the recipe of
+        its name, and whether its logits were adjusted after the training."""
         first = self.runs[0].values
+        other = differing(self.runs[0].settings, RECIPES.get(self.name, {}))
         taus = [run.values["logit_adjust"] for run in self.runs if run.values.get("logit_adjust") is not None]
-        adjusted = (
-            f", logits adjusted by τ {' to '.join(f'{tau:g}' for tau in sorted({min(taus), max(taus)}))}" if taus else ""
-        )
+        more = "".join(f", here with --{key} {value}" for key, value in other.items())
+        if taus:
+            more += ", logits adjusted by τ " + " to ".join(f"{tau:g}" for tau in sorted({min(taus), max(taus)}))
         if self.name in DOCUMENTED:
-            return DOCUMENTED[self.name].system + adjusted
-        return (first["run"]["args"].get("recipe") or first["model"]) + adjusted
+            return DOCUMENTED[self.name].system + more
+        return (first["run"]["args"].get("recipe") or first["model"]) + more
 
     def scores(self, key: str) -> list[float]:
         """A score of every run; empty where one of them lacks it, so that no seed is left out unsaid."""

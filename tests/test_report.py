@@ -320,17 +320,19 @@ def test_no_mean_of_what_was_trained_otherwise(tmp_path: Path, capsys: pytest.Ca
     assert written(tmp_path) == 0
     retrained(tmp_path / "results/mine_seed2", lr=2e-3)
     assert written(tmp_path) == 2
-    assert "mine_seed2 was trained with --lr 0.002, mine_seed1 has 0.001" in capsys.readouterr().err
+    assert "mine_seed2 was trained with --lr 0.002, mine_seed1 with 0.001" in capsys.readouterr().err
 
 
-def test_a_documented_variant_is_what_its_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
     keep_made_up(tmp_path / "results", E2b_seed42={})
-    retrained(tmp_path / "results/E2b_seed42", loss="wce", weight_mode="inv_sqrt")
+    retrained(tmp_path / "results/E2b_seed42", loss="wce", weight_mode="inv_sqrt", val_meta="elsewhere.parquet")
     assert written(tmp_path) == 0
-    retrained(tmp_path / "results/E2b_seed42", weight_mode="effective")
-    assert written(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert "trained with --weight_mode effective, the recipe E2b has inv_sqrt" in error and error.count("\n") == 1
+    assert "here with" not in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    retrained(tmp_path / "results/E2b_seed42", weight_mode="effective", batch_size=512)
+    assert written(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    said = cells_of(text, "[E2b]")[0]
+    assert said.endswith("(inverse root), here with --weight_mode effective, here with --batch_size 512")
 
 
 def test_every_seed_has_its_own_adjustment_and_its_scoring_is_shown(tmp_path: Path) -> None:
