@@ -58,7 +58,8 @@ CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed
 # What `make train` trains: the recipe named, else that of the model.
 WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(if $(filter command%,$(origin MODEL)),--model $(MODEL)),--model $(MODEL))
 
-# $(call train_once,EXP,RECIPE AND FLAGS,FLAGS OF THE SCORING): what was trained already is scored if it is not yet, what was interrupted goes on.
+# $(call train_once,EXP,RECIPE AND FLAGS,FLAGS OF THE SCORING): what was trained already is scored if it is not yet, what
+# was interrupted goes on.
 train_once = if [ -f runs/$(1)/metrics.json ]; then echo "runs/$(1) is there already: remove it to train it anew"; \
   elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth || [ -f runs/$(1)/training_history.png ]; \
   else $(PYTHON) train.py $(2) --exp $(1); fi; [ -f runs/$(1)/metrics.json ] || $(PYTHON) evaluate.py runs/$(1) $(3)

@@ -151,10 +151,17 @@ def write_predictions(path: Path, dataset: FERDataset, predictions: Predictions,
 
 
 def text_report(
-    values: dict[str, Any], predictions: Predictions, names: Sequence[str], *, pattern: metrics.ConfusionPattern
+    values: dict[str, Any],
+    predictions: Predictions,
+    names: Sequence[str],
+    *,
+    counts: np.ndarray,
+    pattern: metrics.ConfusionPattern,
 ) -> str:
-    """The scores for people to read: per class, overall, baselines, and the confusions in words."""
-    counts = metrics.confusion_counts(predictions.y_true, predictions.y_pred, len(names))
+    """The scores for people to read: per class, overall, baselines, and the confusions in words.
+
+    `values` is what metrics.json holds; `counts` (C, C) and `pattern` are those of metrics.
+    """
     lines = [f"{values['exp']}: {values['model']} on the {values['split']} split, {values['rows']} rows", ""]
     lines.append(f"{'':<10}{'precision':>11}{'recall':>9}{'F1':>9}{'rows':>8}")
     for index, name in enumerate(names):
@@ -246,12 +253,12 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     classes than the parquet, as it did in training. Raises EvaluationError.
     """
     rows, info = read_metadata(meta)
-    source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
-    lacking = {name for name, index in zip(source.names, remap(source, target), strict=True) if index is None}
-    lacking &= set(rows["label"].unique())
     split_id = checkpoint.info.get("split_id", "unknown")
     if cross_dataset or split_id == info["split_id"]:
         return
+    source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
+    lacking = {name for name, index in zip(source.names, remap(source, target), strict=True) if index is None}
+    lacking &= set(rows["label"].unique())
     if lacking:
         raise EvaluationError(
             f"{path} knows {target.name} ({', '.join(target.names)}), {meta} also has {', '.join(sorted(lacking))} – "
@@ -365,7 +372,7 @@ def evaluate(
         "members": len(members), "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
     } | (more or {}) | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
     reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
-    text = text_report(values, joined, labels.names, pattern=pattern)
+    text = text_report(values, joined, labels.names, counts=counts, pattern=pattern)
     for suffix in ("", f"_{split}"):  # every file twice: as that of the split scored last, and under the split's name
         write_text(out / f"metrics{suffix}.json", to_json(values, reasons))
         write_text(out / f"classification_report{suffix}.txt", text)

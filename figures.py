@@ -46,11 +46,12 @@ def picture(paths: Sequence[Path], width_in: float, height_in: float, title: str
         png = io.BytesIO()
         figure.draw_without_rendering()  # lays out; the second time, when saving, no label is cut off any more
         figure.savefig(png, format="png")
-    palette = Image.open(png).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)  # a third of the size
+    small = io.BytesIO()  # a palette of 256 colours takes a third of the room
+    Image.open(png).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        palette.save(temporary, format="PNG", optimize=True)
+        temporary.write_bytes(small.getvalue())
         temporary.replace(path)
 
 

@@ -175,11 +175,6 @@ def machine_of(values: dict[str, Any]) -> str:
     return f"{where}, {machine['precision'].split(',')[0]}"
 
 
-def adjustment(values: dict[str, Any]) -> str:
-    """How the logits were adjusted after the training, as the end of a sentence; empty where they were not."""
-    return f", logits adjusted by τ {values['logit_adjust']:g}" if values.get("logit_adjust") is not None else ""
-
-
 # Every documented system beside its own figures
 
 
@@ -295,7 +290,7 @@ def overview(results: dict[str, dict[str, Any]], link: str) -> str:
             [
                 f"[{exp}]({link}/{exp})",
                 values["model"],
-                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{adjustment(values)}",
+                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{study.adjustment([values])}",
                 f"**{figure(values['accuracy'])}** ({figure(values['accuracy_low'])} to {figure(values['accuracy_high'])})",
                 f"**{figure(values['macro_f1'])}**",
                 f"{values['epoch']} of {len(values['history'])}",

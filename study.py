@@ -11,7 +11,7 @@ import io
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -63,7 +63,7 @@ class Run:
     @property
     def seed(self) -> int | None:
         """The seed in its settings, else in its name, else None."""
-        set_to, named = self.values["run"]["args"].get("seed"), re.search(r"_seed(\d+)$", self.name)
+        set_to, named = self.settings.get("seed"), re.search(r"_seed(\d+)$", self.name)
         return int(named[1]) if set_to is None and named else set_to
 
     @property
@@ -99,15 +99,13 @@ class Group:
     def system(self) -> str:
         """What it is called: by its document, else by its recipe, else by its network; then what differs from the recipe of
         its name, and whether its logits were adjusted after the training."""
-        first = self.runs[0].values
-        other = differing(self.runs[0].settings, RECIPES.get(self.name, {}))
-        taus = [run.values["logit_adjust"] for run in self.runs if run.values.get("logit_adjust") is not None]
+        first = self.runs[0]
+        other = differing(first.settings, RECIPES.get(self.name, {}))
         more = "".join(f", here with --{key} {value}" for key, value in other.items())
-        if taus:
-            more += ", logits adjusted by τ " + " to ".join(f"{tau:g}" for tau in sorted({min(taus), max(taus)}))
+        more += adjustment([run.values for run in self.runs])
         if self.name in DOCUMENTED:
             return DOCUMENTED[self.name].system + more
-        return (first["run"]["args"].get("recipe") or first["model"]) + more
+        return (first.settings.get("recipe") or first.values["model"]) + more
 
     def scores(self, key: str) -> list[float]:
         """A score of every run; empty where one of them lacks it, so that no seed is left out unsaid."""
@@ -123,6 +121,14 @@ class Group:
         """Sample standard deviation (n − 1) of a score over the runs; None for a single run or where one lacks it."""
         scores = self.scores(key)
         return statistics.stdev(scores) if len(scores) > 1 else None
+
+
+def adjustment(scored: Sequence[dict[str, Any]]) -> str:
+    """How the logits were adjusted after the training, as the end of a sentence: the strength, or the range over several
+    metrics.json; empty where they were not."""
+    taus = [values["logit_adjust"] for values in scored if values.get("logit_adjust") is not None]
+    ends = " to ".join(f"{tau:g}" for tau in sorted({min(taus), max(taus)})) if taus else ""
+    return ends and f", logits adjusted by τ {ends}"
 
 
 def group_of(name: str) -> str:
@@ -148,10 +154,11 @@ def grouped(results: dict[str, dict[str, Any]]) -> list[Group]:
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
     """A run with the kept ones that it goes on from: those whose `best.pth` is its `--init`."""
-    start = PureWindowsPath(results[name]["run"]["args"].get("init") or "")  # knows both kinds of slash
+    run = Run(name, results[name])
+    start = PureWindowsPath(run.settings.get("init") or "")  # knows both kinds of slash
     before, after = start.parent.name, (name, *after)
     goes_on = start.name == "best.pth" and before in results and before not in after
-    return Run(name, results[name], _run(before, results, after) if goes_on else None)
+    return replace(run, before=_run(before, results, after)) if goes_on else run
 
 
 def systems(groups: Sequence[Group]) -> list[Group]:

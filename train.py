@@ -48,6 +48,7 @@ from metadata_parallel import MetadataError
 from models import (
     MODELS,
     VGGFACE2_PREPROCESS,
+    Checkpoint,
     ExpressionNet,
     ModelError,
     better_preprocess,
@@ -299,16 +300,16 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
     return train_set, val_set
 
 
-def choose_preprocess(args: argparse.Namespace) -> Preprocess:
-    """How pictures become input of the network: as the resumed run or --init has it, as VGGFace2 weights want it, else as
-    the registry says. Raises TrainingError or ModelError.
+def choose_preprocess(args: argparse.Namespace, resumed: dict[str, Any] | None, initial: Checkpoint | None) -> Preprocess:
+    """How pictures become input of the network: as the resumed run's last.pth or the checkpoint of --init has it, as
+    VGGFace2 weights want it, else as the registry says. Raises TrainingError.
     """
     spec = MODELS[args.model]
     plain = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
-    if args.resume is not None:
-        return Preprocess.from_dict(read_checkpoint(args.resume)["preprocess"])
-    if args.init is not None:
-        other = load_checkpoint(args.init).preprocess
+    if resumed is not None:
+        return Preprocess.from_dict(resumed["preprocess"])
+    if initial is not None:
+        other = initial.preprocess
         if other.channels != spec.channels:
             raise TrainingError(
                 f"{args.init} sees {other.channels} channels, {args.model} {spec.channels} – they do not fit"
@@ -327,8 +328,12 @@ def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return chosen | {name: getattr(args, name) for name in ("attention", "stem") if getattr(args, name) is not None}
 
 
-def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Preprocess) -> ExpressionNet:
-    """The network with its initial weights; a resumed run gets its own later. Raises ModelError or TrainingError.
+def prepare_network(
+    args: argparse.Namespace, labels: LabelSet, preprocess: Preprocess, initial: Checkpoint | None
+) -> ExpressionNet:
+    """The network with its initial weights, `initial`'s with --init; a resumed run gets its own later.
+
+    Raises ModelError or TrainingError.
 
     Sets the default of --freeze_epochs, which depends on the weights.
     """
@@ -337,8 +342,8 @@ def prepare_network(args: argparse.Namespace, labels: LabelSet, preprocess: Prep
         raise TrainingError(f"--freeze_epochs: {args.model} has no stages to freeze – leave it out")
     torch.manual_seed(args.seed)
     model = build_model(args.model, classes=len(labels), preprocess=preprocess, **network_arguments(args))
-    if args.resume is None and args.init is not None:
-        print(f"weights: {transfer(model, labels, load_checkpoint(args.init), origin=args.init)}")
+    if initial is not None:
+        print(f"weights: {transfer(model, labels, initial, origin=args.init)}")
     elif args.resume is None:
         pretrained = load_pretrained(model, name=args.model, weights=args.weights, vggface2_ckpt=args.vggface2_ckpt)
         print(f"weights: {pretrained}")
@@ -469,10 +474,12 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     device = choose_device(args.device)
     dtype, reason = choose_precision(device, args.amp)
     print(f"device: {device}; precision: {reason}")
-    preprocess = choose_preprocess(args)
+    resumed = None if args.resume is None else read_checkpoint(args.resume)
+    initial = load_checkpoint(args.init) if args.init is not None and resumed is None else None
+    preprocess = choose_preprocess(args, resumed, initial)
     train_set, val_set = prepare_data(args, preprocess)
 
-    model = prepare_network(args, train_set.labels, preprocess).to(device)
+    model = prepare_network(args, train_set.labels, preprocess, initial).to(device)
     model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
     affect_rows = int((~train_set.y_reg.isnan()).any(dim=1).sum())
     if args.affect and affect_rows == 0:
@@ -498,8 +505,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
 
     progress, last_epoch = Progress(select=args.select, patience=args.patience), args.epochs
     history: list[dict[str, float]] = []
-    if args.resume is not None:
-        history = restore(args.resume, model, average, optimizer, scaler, split_id=train_set.info["split_id"])
+    if resumed is not None:
+        history = restore(args.resume, resumed, model, average, optimizer, scaler, split_id=train_set.info["split_id"])
         for past in history:
             progress.update(past)
         if progress.exhausted or len(history) >= args.epochs:
@@ -576,6 +583,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
 
 def restore(
     path: str,
+    contents: dict[str, Any],
     model: ExpressionNet,
     average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
@@ -583,11 +591,10 @@ def restore(
     *,
     split_id: str,
 ) -> list[dict[str, float]]:
-    """Put network, running mean, optimizer and scaler back as last.pth has them; returns the history.
+    """Put network, running mean, optimizer and scaler back as `contents`, last.pth at `path`, has them; returns the history.
 
     Raises TrainingError.
     """
-    contents = read_checkpoint(path)
     if contents["split_id"] != split_id:
         raise TrainingError(
             f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id} – index as before"

@@ -360,7 +360,6 @@ def test_two_phase_erases_a_part_of_half_the_pictures() -> None:
     erased = [float((augment(image, 1, 1, row) - 127 / 255).abs().lt(1e-3).float().mean()) for row in range(200)]
     hit = [share for share in erased if share > 0.01]
     assert 70 < len(hit) < 130 and max(hit) < 0.25
-    assert not augment(image, 1, 1, 3).isnan().any()
 
 
 # Loaders
