@@ -249,8 +249,8 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     """Refuse a checkpoint and a parquet that do not belong together, for their labels or for their split.
 
     A checkpoint knows the split that it was trained on; another split of the same pictures may hold training rows. One of
-    the imbalance-aware study does not know it (None) and is taken at its word. On its own split a network may know fewer
-    classes than the parquet, as it did in training. Raises EvaluationError.
+    the imbalance-aware study does not know it (None): that is said, and it is scored. On its own split a network may know
+    fewer classes than the parquet, as it did in training. Raises EvaluationError.
     """
     rows, info = read_metadata(meta)
     split_id = checkpoint.info.get("split_id", "unknown")
@@ -264,11 +264,13 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
             f"{path} knows {target.name} ({', '.join(target.names)}), {meta} also has {', '.join(sorted(lacking))} – "
             f"index with --label_set {target.name}, or leave those rows out with --cross_dataset"
         )
-    if split_id is not None:
-        raise EvaluationError(
-            f"{path} was trained on split {split_id}, {meta} is of split {info['split_id']} and may "
-            "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
-        )
+    if split_id is None:
+        print(f"note: {path} does not say on which split it was trained – that {meta} holds no row of it is for you to know")
+        return
+    raise EvaluationError(
+        f"{path} was trained on split {split_id}, {meta} is of split {info['split_id']} and may "
+        "hold its training rows – index as for the training, or, for other pictures, add --cross_dataset"
+    )
 
 
 def load_members(paths: Sequence[Path]) -> list[Checkpoint]:

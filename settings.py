@@ -205,6 +205,8 @@ def check(args: argparse.Namespace) -> None:
             raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
     if LOSSES[args.loss].margins and args.head == "softmax":
         raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
+    if args.init is not None and args.vggface2_preprocess != recipe["vggface2_preprocess"]:
+        raise TrainingError("--vggface2_preprocess does nothing here: --init's checkpoint says what it sees – leave it out")
     if args.exp is not None and Path(args.exp).name != args.exp:
         raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
 

@@ -489,12 +489,15 @@ def test_confusion_counts_are_in_the_figures(scored: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_studys_checkpoints_are_scored_though_they_know_no_split(pixels: Path, tmp_path: Path) -> None:
+def test_the_studys_checkpoints_are_scored_though_they_know_no_split(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     net = build_model("lightcnn", classes=7, affect=False, preprocess=Preprocess(48, 1, (0.5,), (0.5,)))
     head = {f"fc.{key}": value for key, value in net.classifier.state_dict().items()}
     torch.save({"epoch": 3, "backbone": net.backbone.state_dict(), "head": head}, tmp_path / "E5.pt")
     flags = ["--meta", str(pixels / "metadata_test.parquet"), "--out", str(tmp_path / "out")]
     assert evaluate.main([str(tmp_path / "E5.pt"), *flags]) == 0
+    assert "E5.pt does not say on which split it was trained" in capsys.readouterr().out
     values = metrics_of(tmp_path / "out")
     assert values["rows"] == 21 and values["label_set"] == "custom" and "f1_neutral" in values

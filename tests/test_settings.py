@@ -148,6 +148,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
         ("--mixup inf", "--mixup must lie between"),
         ("--init a.pth", "a.pth not found"),
+        ("--model resnet50 --weights auto --init a.pth --vggface2_preprocess bgr255", "--init's checkpoint says what"),
         ("--epochs 0", "--resume CKPT"),
         ("--epochs 0 --resume", "--resume CKPT"),
     ],
