@@ -6,9 +6,12 @@ without --split the test split where there is one. The figures are computed in f
     python evaluate.py runs/lightcnn/best.pth --split val
     python evaluate.py runs/a/best.pth runs/b/best.pth --out runs/ensemble
     python evaluate.py runs/lightcnn --logit_adjust auto --out runs/adjusted      # rare classes count as much as others
+    python evaluate.py runs/lightcnn --tta ten_crop --calibrate --out runs/ten    # ten views of each picture; temperature
+    python evaluate.py runs/lightcnn --label_set fer4 --out runs/four             # seven classes summed into four
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -16,78 +19,35 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import metrics
 from fer_transform import FERDataset, default_workers, make_loader
 from figures import write_pictures
+from inference import (
+    BATCH_SIZE,
+    VIEWS,
+    Predictions,
+    adjust,
+    average,
+    choose_tau,
+    fit_temperature,
+    merge,
+    run_views,
+    soften,
+)
 from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ExpressionNet, ModelError, choose_device, load_checkpoint, memory_format
-
-BATCH_SIZE = 64  # of training's validation, too: another one changes the last digits
-TAUS = tuple(step / 20 for step in range(41))  # strengths of logit adjustment that "auto" tries: 0 to 2
+from models import Checkpoint, ModelError, choose_device, load_checkpoint
 
 
 class EvaluationError(Exception):
     """A checkpoint and data that do not belong together; the message is one line and says what to do next."""
-
-
-class Predictions(NamedTuple):
-    """What a network said of N rows: class indices (N,), probabilities (N, C) float64 and logits (N, C) float32,
-    affect_true (N, 2) with NaN where missing, affect_pred (N, 2) or None without that head."""
-
-    y_true: np.ndarray
-    probabilities: np.ndarray
-    logits: np.ndarray
-    affect_true: np.ndarray
-    affect_pred: np.ndarray | None
-
-    @property
-    def y_pred(self) -> np.ndarray:
-        """The most probable class of each row, (N,)."""
-        return self.probabilities.argmax(axis=1)
-
-
-def run_inference(
-    model: ExpressionNet, loader: torch.utils.data.DataLoader, *, device: torch.device, label: str = "scoring"
-) -> Predictions:
-    """Run the network in eval mode over a loader in row order. The model is left in eval mode on `device`."""
-    layout = memory_format(device)
-    model.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    logits, affect_pred, y_true, affect_true = [], [], [], []
-    with torch.inference_mode():
-        for images, y_cls, y_reg in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
-            output = model(images.to(device, non_blocking=True, memory_format=layout))
-            logits.append(output.logits.float().cpu().numpy())
-            y_true.append(y_cls.numpy())
-            affect_true.append(y_reg.numpy())
-            if output.affect is not None:
-                affect_pred.append(output.affect.float().cpu().numpy())
-    stacked = np.concatenate(logits)
-    return Predictions(
-        y_true=np.concatenate(y_true),
-        probabilities=metrics.softmax(stacked),
-        logits=stacked,
-        affect_true=np.concatenate(affect_true),
-        affect_pred=np.concatenate(affect_pred) if affect_pred else None,
-    )
-
-
-def average(members: Sequence[Predictions]) -> Predictions:
-    """An ensemble's predictions: the mean of its members' probabilities, and of valence and arousal where all have them."""
-    probabilities = np.mean([member.probabilities for member in members], axis=0)
-    affect = [member.affect_pred for member in members if member.affect_pred is not None]
-    return members[0]._replace(
-        probabilities=probabilities,
-        logits=np.log(probabilities.clip(min=1e-12)).astype(np.float32),
-        affect_pred=np.mean(affect, axis=0) if len(affect) == len(members) else None,
-    )
 
 
 def score(predictions: Predictions, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
@@ -176,6 +136,7 @@ def text_report(
         f"Cohen's kappa {values['cohen_kappa']:.4f}, Krippendorff's alpha {values['krippendorff_alpha']:.4f}",
         f"ROC-AUC {values['roc_auc_macro']:.4f}, PR-AUC {values['pr_auc_macro']:.4f} (macro, one class against the rest), "
         f"expected calibration error {values['expected_calibration_error']:.4f}",
+        *steps_in_words(values),
     ]
     if any(values.get(f"{target}_rows", 0) for target in metrics.AFFECT_TARGETS):
         lines += ["", f"{'':<10}{'RMSE':>8}{'MAE':>8}{'Pearson':>9}{'SAGR':>8}{'CCC':>8}"]
@@ -192,6 +153,29 @@ def text_report(
         lines += ["", "commonest confusions:"]
         lines += [f"  {share:.0%} of {true} taken for {taken} ({count} rows)" for true, taken, count, share in confusions]
     return "\n".join([*lines, "", *pattern_in_words(pattern)]) + "\n"
+
+
+def steps_in_words(values: dict[str, Any]) -> list[str]:
+    """Lines on how the probabilities were made, where that was no plain pass of the network, and on pictures seen before."""
+    lines = []
+    if "tta" in values:
+        lines.append(
+            f"mean of {values['views']} views (--tta {values['tta']}); the plain view alone: "
+            f"accuracy {values['accuracy_plain']:.4f}, macro F1 {values['macro_f1_plain']:.4f}"
+        )
+    if "logit_adjust" in values:
+        lines.append(f"logits adjusted by {values['logit_adjust']:g} times the log class frequencies of the training")
+    if "temperature" in values:
+        lines.append(
+            f"temperature {values['temperature']:.3f}, fitted on the validation split; without it the expected calibration "
+            f"error is {values['expected_calibration_error_uncalibrated']:.4f}"
+        )
+    if values.get("rows_seen"):
+        lines.append(
+            f"without the {values['rows_seen']} rows whose picture is in the training split, too: "
+            f"accuracy {values['accuracy_unseen']:.4f}, macro F1 {values['macro_f1_unseen']:.4f}"
+        )
+    return lines
 
 
 def pattern_in_words(pattern: metrics.ConfusionPattern, top: int = 10) -> list[str]:
@@ -301,30 +285,112 @@ def predict_rows(
     members: Sequence[Checkpoint],
     *,
     meta: Path,
+    labels: LabelSet,
+    tta: str,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     data_root: str | None = None,
-) -> tuple[Predictions, FERDataset]:
-    """What the checkpoints (averaged where there are several) say of a parquet's rows, and these. Raises MetadataError."""
+) -> tuple[list[list[Predictions]], FERDataset]:
+    """What each checkpoint says of a parquet's rows in each view of VIEWS[tta], and these rows, of `labels`.
+
+    Raises MetadataError.
+    """
     workers = default_workers(device) if workers is None else workers
-    predictions, dataset = [], None
+    said, dataset = [], None
     for member in members:
-        dataset = FERDataset(meta, labels=member.labels, preprocess=member.preprocess, data_root=data_root)
+        dataset = FERDataset(meta, labels=labels, preprocess=member.preprocess, data_root=data_root)
         loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
-        said = run_inference(member.model, loader, device=device, label=f"scoring {meta.stem}")
+        views = run_views(member.model, loader, device=device, tta=tta, label=f"scoring {meta.stem}")
         if not member.info.get("affect_rows"):
-            said = said._replace(affect_pred=None)  # a head that saw no label says nothing
-        predictions.append(said)
+            views = [view._replace(affect_pred=None) for view in views]  # a head that saw no label says nothing
+        said.append(views)
     assert dataset is not None
-    return predictions[0] if len(predictions) == 1 else average(predictions), dataset
+    return said, dataset
 
 
-def adjust(predictions: Predictions, priors: np.ndarray, tau: float) -> Predictions:
-    """Post hoc logit adjustment (Menon et al. 2021): τ times the log of each class's share of the training rows (C,) is
-    taken from its logit, as if all classes were equally frequent."""
-    logits = (predictions.logits - tau * np.log(priors)).astype(np.float32)
-    return predictions._replace(logits=logits, probabilities=metrics.softmax(logits))
+@dataclass(frozen=True)
+class Steps:
+    """What is done with the averaged probabilities before they are scored: logits adjusted by `tau`, classes merged from
+    `source` to `target`, the temperature; None for a step that is left out."""
+
+    source: LabelSet
+    target: LabelSet
+    priors: np.ndarray | None = None
+    tau: float | None = None
+    temperature: float | None = None
+
+    def __call__(self, said: Predictions) -> Predictions:
+        if self.tau is not None and self.priors is not None:
+            said = adjust(said, self.priors, self.tau)
+        if self.target != self.source:
+            said = merge(said, self.source, self.target)
+        return said if self.temperature is None else soften(said, self.temperature)
+
+
+def choose_steps(
+    members: Sequence[Checkpoint],
+    checkpoint: Path,
+    meta: Path,
+    *,
+    target: LabelSet,
+    logit_adjust: str | None,
+    calibrate: bool,
+    **loading: Any,
+) -> Steps:
+    """The steps that the flags ask for; τ "auto" and the temperature are fitted on the validation split beside `meta`.
+
+    Raises EvaluationError or MetadataError.
+    """
+    steps = Steps(members[0].labels, target)
+    indices = remap(steps.source, target)
+    lacking = [name for index, name in enumerate(target.names) if index not in indices]
+    if lacking:
+        raise EvaluationError(
+            f"--label_set {target.name}: {checkpoint} says nothing of {', '.join(lacking)} – "
+            f"it knows {', '.join(steps.source.names)}"
+        )
+    if logit_adjust is not None:
+        steps = replace(steps, priors=training_priors(members, checkpoint), tau=strength(logit_adjust))
+    if not calibrate and (logit_adjust is None or steps.tau is not None):
+        return steps
+    val_meta = meta.with_name("metadata_val.parquet")
+    split_of(val_meta, "val")
+    check_belongs(members[0], checkpoint, val_meta, cross_dataset=False)
+    if steps.priors is not None and steps.tau is None:
+        views, _ = predict_rows(members, meta=val_meta, labels=steps.source, **loading)
+        steps = replace(steps, tau=choose_tau(average([average(member) for member in views]), steps.priors))
+        print(f"logit adjustment: tau {steps.tau:.2f}, by macro F1 on {val_meta}")
+    if calibrate:
+        views, _ = predict_rows(members, meta=val_meta, labels=target, **loading)
+        temperature = fit_temperature(steps(average([average(member) for member in views])))
+        steps = replace(steps, temperature=temperature)
+        print(f"calibration: temperature {temperature:.3f}, by likelihood on {val_meta}")
+    return steps
+
+
+def seen_in_training(dataset: FERDataset, train_meta: Path) -> np.ndarray | None:
+    """Which rows show a picture that is also, pixel for pixel, one of the training rows of the same split: (N,) bool.
+
+    None where that cannot be told: the pictures are files, or that parquet is not there.
+    """
+    if dataset.pixels is None or not train_meta.is_file():
+        return None
+    rows, info = read_metadata(train_meta)
+    if info["split_id"] != dataset.info["split_id"]:
+        return None
+    pixels = dataset.pixels
+    known = {hashlib.sha256(pixels[index]).digest() for index in rows["index"]}
+    return np.array([hashlib.sha256(pixels[index]).digest() in known for index in dataset.index])
+
+
+def unseen_scores(said: Predictions, seen: np.ndarray | None, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy and macro-F1 without the rows whose pictures the training had too, and the number of these; empty where that
+    is not known or nothing is left."""
+    if seen is None or seen.all():
+        return {}
+    scores, _ = metrics.classification_scores(said.y_true[~seen], said.y_pred[~seen], said.probabilities[~seen], names)
+    return {"rows_seen": int(seen.sum())} | {f"{key}_unseen": scores[key] for key in ("accuracy", "macro_f1")}
 
 
 def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
@@ -338,17 +404,6 @@ def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
     return rows / rows.sum()
 
 
-def choose_tau(predictions: Predictions, priors: np.ndarray) -> float:
-    """The strength of logit adjustment, of TAUS, with the best macro-F1 on these rows, which must be validation rows."""
-    scores = []
-    for tau in TAUS:
-        adjusted = adjust(predictions, priors, tau)
-        counts = metrics.confusion_counts(adjusted.y_true, adjusted.y_pred, len(priors))
-        present = counts.sum(axis=1) > 0
-        scores.append(np.mean((2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1)).clip(min=1))[present]))
-    return TAUS[int(np.argmax(scores))]
-
-
 def evaluate(
     joined: Predictions,
     dataset: FERDataset,
@@ -356,13 +411,13 @@ def evaluate(
     *,
     split: str,
     out: Path,
-    more: dict[str, Any] | None = None,
+    more: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
     """Score predictions of the checkpoints for the rows of a dataset, and write everything into `out`.
 
     `more` is added to metrics.json. Returns its contents before NaN becomes null, and the text report.
     """
-    labels: LabelSet = members[0].labels
+    labels = dataset.labels
     scores, reasons = score(joined, labels.names)
     model_name = "+".join(dict.fromkeys(member.info["model"] for member in members))
     exp = out.resolve().name  # the name that . stands for, too
@@ -372,7 +427,7 @@ def evaluate(
         "exp": exp, "model": model_name, "split": split, "rows": len(dataset), "rows_left_out": dataset.left_out,
         "label_set": labels.name, "split_id": dataset.info["split_id"], "epoch": members[0].info.get("epoch"),
         "members": len(members), "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
-    } | (more or {}) | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
+    } | more | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
     reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
     text = text_report(values, joined, labels.names, counts=counts, pattern=pattern)
     for suffix in ("", f"_{split}"):  # every file twice: as that of the split scored last, and under the split's name
@@ -434,6 +489,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TAU",
         help="take TAU times the log class frequencies from the logits; auto: the TAU of the best macro F1 on validation",
     )
+    parser.add_argument(
+        "--tta",
+        choices=sorted(VIEWS),
+        default="none",
+        help="average over views of each picture: itself and its mirror image, or ten (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="divide the logits by the temperature that fits the validation rows best"
+    )
+    parser.add_argument(
+        "--label_set", "--label-set", choices=sorted(LABEL_SETS), help="sum the probabilities into these classes, by name"
+    )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="loader processes (default: by platform)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -454,26 +521,47 @@ def main(argv: list[str] | None = None) -> int:
         members = load_members(checkpoints)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
-        own = "--cross_dataset" if args.cross_dataset else "--logit_adjust" if args.logit_adjust else None
+        labels = members[0].labels
+        target = LABEL_SETS[args.label_set] if args.label_set else labels
+        changing = {
+            "--cross_dataset": args.cross_dataset,
+            "--logit_adjust": args.logit_adjust is not None,
+            "--tta": args.tta != "none",
+            "--calibrate": args.calibrate,
+            "--label_set": target != labels,
+        }
+        own = next((flag for flag, given in changing.items() if given), None)
         out = output_folder(checkpoints, args.out, own=own)
-        loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root}
+        loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root, "tta": args.tta}
         loading["device"] = choose_device(args.device)
-        more = {}
-        if args.logit_adjust:
-            priors = training_priors(members, checkpoints[0])
-            tau = strength(args.logit_adjust)
-            if tau is None:
-                val_meta = meta.with_name("metadata_val.parquet")
-                split_of(val_meta, "val")
-                check_belongs(members[0], checkpoints[0], val_meta, cross_dataset=False)
-                tau = choose_tau(predict_rows(members, meta=val_meta, **loading)[0], priors)
-                print(f"logit adjustment: tau {tau:.2f}, by macro F1 on {val_meta}")
-            more = {"logit_adjust": tau}
-        said, dataset = predict_rows(members, meta=meta, **loading)
-        if more:
-            said = adjust(said, priors, more["logit_adjust"])
+        steps = choose_steps(
+            members,
+            checkpoints[0],
+            meta,
+            target=target,
+            logit_adjust=args.logit_adjust,
+            calibrate=args.calibrate,
+            **loading,
+        )
+        views, dataset = predict_rows(members, meta=meta, labels=target, **loading)
+        joined = average([average(member) for member in views])
+        said = steps(joined)
+        more: dict[str, Any] = {}
+        if steps.tau is not None:
+            more |= {"logit_adjust": steps.tau}
+        if args.tta != "none":
+            plain, _ = score(steps(average([member[0] for member in views])), target.names)
+            more |= {"tta": args.tta, "views": len(views[0])}
+            more |= {f"{key}_plain": plain[key] for key in ("accuracy", "macro_f1")}
+        if steps.temperature is not None:
+            raw = replace(steps, temperature=None)(joined)
+            before = metrics.expected_calibration_error(raw.probabilities, raw.y_true)
+            more |= {"temperature": steps.temperature, "expected_calibration_error_uncalibrated": before}
+        if split != "train" and not args.cross_dataset:
+            seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
+            more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        if more:
+        if own is not None:
             copy_record(checkpoints[0].parent, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

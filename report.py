@@ -44,6 +44,8 @@ TOUGH = {
     "ferplus8": ("f1_contempt", "f1_disgust"),
 }
 
+BESIDE = ("plain", "unseen")  # ends of the keys of figures that stand beside accuracy and macro F1
+
 HEAD = """# Results
 
 Written by `make report` from the files under `results/`; no figure here is typed by hand. Networks are trained on the
@@ -129,7 +131,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def check_alike(groups: Sequence[study.Group]) -> None:
-    """Refuse a mean over seeds of figures of different settings, splits, label sets, or with and without adjustment.
+    """Refuse a mean over seeds of figures of different settings, splits, label sets, or scored in other ways.
 
     Raises ReportError.
     """
@@ -144,8 +146,11 @@ def check_alike(groups: Sequence[study.Group]) -> None:
                     "they are not one variant – rename its folder under runs/ and results/"
                 )
         scored = {
-            run.name: f"{run.values['label_set']}, {run.values['split']}"
-            + (", logits adjusted" if run.values.get("logit_adjust") is not None else "")
+            run.name: ", ".join(
+                [run.values["label_set"], run.values["split"]]
+                + ["logits adjusted"] * (run.values.get("logit_adjust") is not None)
+                + [f"mean of {views} views" for views in [run.values.get("views")] if views]
+            )
             for run in group.runs
         }
         first, *others = scored
@@ -290,7 +295,7 @@ def overview(results: dict[str, dict[str, Any]], link: str) -> str:
             [
                 f"[{exp}]({link}/{exp})",
                 values["model"],
-                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{study.adjustment([values])}",
+                f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{study.scored_how([values])}",
                 f"**{figure(values['accuracy'])}** ({figure(values['accuracy_low'])} to {figure(values['accuracy_high'])})",
                 f"**{figure(values['macro_f1'])}**",
                 f"{values['epoch']} of {len(values['history'])}",
@@ -311,6 +316,19 @@ def per_class(results: dict[str, dict[str, Any]]) -> str:
             ]
             parts.append(f"F1 by class, {name}:\n\n" + table(["run", *label_set.names], rows))
     return "\n".join(parts)
+
+
+def beside_table(results: dict[str, dict[str, Any]]) -> str:
+    """What stands beside the figures of the runs that have it: the plain view, pictures seen before, calibration."""
+    rows = []
+    for exp, values in results.items():
+        pairs = [f"{figure(values.get(f'accuracy_{key}'))} / {figure(values.get(f'macro_f1_{key}'))}" for key in BESIDE]
+        errors = [values.get(f"expected_calibration_error{key}") for key in ("_uncalibrated", "")]
+        if set(pairs) != {"– / –"} or errors[0] is not None:
+            seen = f" ({values['rows_seen']} fewer)" if "rows_seen" in values else ""
+            rows.append([exp, pairs[0], pairs[1] + seen, *map(figure, errors), figure(values.get("temperature"))])
+    header = ["run", "one view", "without pictures of the training", "ECE as trained", "ECE", "temperature"]
+    return "\nAccuracy / macro F1 beside those above, and calibration:\n\n" + table(header, rows) if rows else ""
 
 
 def affect_table(results: dict[str, dict[str, Any]]) -> str:
@@ -355,7 +373,7 @@ def write_results(results: Path, out: Path) -> int:
         parts.append(comparison(study.systems(groups), link))
         if pictures := write_study(study.variants(groups), results / "study"):
             parts.append(study_part(pictures, f"{link}/study"))
-        parts += ["## Every run\n", overview(kept, link), per_class(kept) + affect_table(kept)]
+        parts += ["## Every run\n", overview(kept, link), per_class(kept) + beside_table(kept) + affect_table(kept)]
         parts += ["## Details of each run\n", *(details(exp, values, results / exp, link) for exp, values in kept.items())]
     else:
         parts.append("No run is kept yet: `python report.py runs/<exp>`.\n")

@@ -98,11 +98,11 @@ class Group:
     @property
     def system(self) -> str:
         """What it is called: by its document, else by its recipe, else by its network; then what differs from the recipe of
-        its name, and whether its logits were adjusted after the training."""
+        its name, and how it was scored."""
         first = self.runs[0]
         other = differing(first.settings, RECIPES.get(self.name, {}))
         more = "".join(f", here with --{key} {value}" for key, value in other.items())
-        more += adjustment([run.values for run in self.runs])
+        more += scored_how([run.values for run in self.runs])
         if self.name in DOCUMENTED:
             return DOCUMENTED[self.name].system + more
         return (first.settings.get("recipe") or first.values["model"]) + more
@@ -123,12 +123,13 @@ class Group:
         return statistics.stdev(scores) if len(scores) > 1 else None
 
 
-def adjustment(scored: Sequence[dict[str, Any]]) -> str:
-    """How the logits were adjusted after the training, as the end of a sentence: the strength, or the range over several
-    metrics.json; empty where they were not."""
+def scored_how(scored: Sequence[dict[str, Any]]) -> str:
+    """How one or several metrics.json were scored, as the end of a sentence, where that was no plain pass of the network:
+    the strength of a logit adjustment, or its range, and the number of views; else empty."""
     taus = [values["logit_adjust"] for values in scored if values.get("logit_adjust") is not None]
     ends = " to ".join(f"{tau:g}" for tau in sorted({min(taus), max(taus)})) if taus else ""
-    return ends and f", logits adjusted by τ {ends}"
+    views = " or ".join(str(count) for count in sorted({values["views"] for values in scored if values.get("views")}))
+    return (ends and f", logits adjusted by τ {ends}") + (views and f", mean of {views} views")
 
 
 def group_of(name: str) -> str:

@@ -31,10 +31,11 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomS
 from tqdm import tqdm
 
 import evaluate
-from evaluate import BATCH_SIZE, run_inference, score, write_text
+from evaluate import score, write_text
 from faces import Preprocess
 from fer_transform import FERDataset, default_workers, make_loader
 from figures import plot_history
+from inference import BATCH_SIZE, run_inference
 from labels import LABEL_SETS, LabelSet
 from losses import (
     LossParts,

@@ -2,9 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from inference import Predictions
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -65,3 +69,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     error = capsys.readouterr().err
     assert error.startswith("train.py: ") and error.count("\n") == 1
     return error
+
+
+def predictions_of(probabilities: list[list[float]], affect: list[list[float]] | None) -> "Predictions":
+    """Hand-made predictions; of the first two rows the classes are 0 and 1, and the second row's valence is missing."""
+    from inference import Predictions
+
+    values = np.array(probabilities)
+    known = np.array([[0.5, 0.5], [np.nan, 0.0]])[: len(values)]
+    said = None if affect is None else np.array(affect)
+    return Predictions(np.array([0, 1])[: len(values)], values, np.log(values + 1e-9).astype(np.float32), known, said)

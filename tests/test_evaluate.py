@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import predictions_of
 
 import evaluate
+import metadata_parallel
 import metrics
 import report
-from evaluate import Predictions, average, run_inference, score, to_json
+from evaluate import score, to_json
 from faces import Preprocess, read_image
-from fer_transform import FERDataset, make_loader
-from labels import LABEL_SETS, LabelSet
-from models import build_model, describe, load_checkpoint, save_checkpoint
+from fer_transform import FERDataset
+from labels import LABEL_SETS, MERGES, LabelSet
+from models import build_model, describe, save_checkpoint
 
 CPU = torch.device("cpu")
 EIGHT = LABEL_SETS["affectnet8"]
@@ -73,55 +75,6 @@ def scored(trained: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures, which take longer than the scoring, where a test is about something else."""
     monkeypatch.setattr(evaluate, "write_pictures", lambda *_, **__: None)
-
-
-# Inference
-
-
-def test_inference_is_in_row_order_and_eval_mode(trained: Path, drawn: Path) -> None:
-    checkpoint = load_checkpoint(trained / "best.pth")
-    dataset = FERDataset(drawn / "metadata_val.parquet", preprocess=checkpoint.preprocess)
-    checkpoint.model.train()
-    before = {key: value.clone() for key, value in checkpoint.model.state_dict().items()}
-    predictions = run_inference(checkpoint.model, make_loader(dataset, batch_size=5, workers=0, device=CPU), device=CPU)
-    assert not checkpoint.model.training
-    assert all(torch.equal(value, before[key]) for key, value in checkpoint.model.state_dict().items())
-    assert predictions.y_true.tolist() == dataset.y_cls.tolist()
-    np.testing.assert_array_equal(predictions.affect_true, dataset.y_reg.numpy())
-    for row in range(0, len(dataset), 4):
-        with torch.no_grad():
-            output = checkpoint.model(dataset[row][0][None])
-        np.testing.assert_allclose(predictions.logits[row], output.logits[0].numpy(), atol=1e-5)
-        np.testing.assert_allclose(predictions.affect_pred[row], output.affect[0].numpy(), atol=1e-5)  # type: ignore[index]
-    shares = np.exp(predictions.logits.astype(np.float64))
-    np.testing.assert_allclose(predictions.probabilities, shares / shares.sum(axis=1, keepdims=True), atol=1e-12)
-    assert predictions.probabilities.dtype == np.float64
-    assert predictions.y_pred.tolist() == predictions.logits.argmax(axis=1).tolist()
-
-
-def predictions_of(probabilities: list[list[float]], affect: list[list[float]] | None) -> Predictions:
-    values = np.array(probabilities)
-    known = np.array([[0.5, 0.5], [math.nan, 0.0]])
-    return Predictions(
-        np.array([0, 1]),
-        values,
-        np.log(values + 1e-9).astype(np.float32),
-        known,
-        None if affect is None else np.array(affect),
-    )
-
-
-def test_an_ensemble_is_the_mean_of_the_probabilities() -> None:
-    first = predictions_of([[0.6, 0.3, 0.1], [0.6, 0.4, 0.0001]], [[0.2, 0.0], [1.0, -1.0]])
-    second = predictions_of([[0.1, 0.8, 0.1], [0.5, 0.3, 0.2]], [[0.4, 0.5], [0.0, 0.0]])
-    third = predictions_of([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]], [[0.6, 0.1], [0.5, -0.5]])
-    joined = average([first, second, third])
-    np.testing.assert_allclose(joined.probabilities, [[0.4, 0.5, 0.1], [0.4, 0.3, 0.9001 / 3]])
-    assert joined.y_pred.tolist() == [1, 0]  # two of three would have said 0 in the first row
-    np.testing.assert_allclose(joined.affect_pred, [[0.4, 0.2], [0.5, -0.5]])  # type: ignore[arg-type]
-    np.testing.assert_allclose(np.exp(joined.logits), joined.probabilities, rtol=1e-6)
-    without = average([first, predictions_of([[0.2, 0.2, 0.6]] * 2, None)])
-    assert without.affect_pred is None
 
 
 def test_scores_of_hand_made_predictions() -> None:
@@ -428,28 +381,7 @@ def test_pictures_in_one_file_have_no_data_root(pixels: Path, tmp_path: Path, ca
     assert "leave it out" in error_of(capsys, path, "--meta", pixels / "metadata_val.parquet", "--data_root", tmp_path)
 
 
-# Logit adjustment after training
-
-
-def test_adjustment_by_hand() -> None:
-    said = predictions_of([[0.6, 0.3, 0.1]], None)
-    priors = np.array([0.7, 0.2, 0.1])
-    adjusted = evaluate.adjust(said, priors, 1.0).probabilities[0]
-    ratios = np.array([0.6 / 0.7, 0.3 / 0.2, 0.1 / 0.1])
-    np.testing.assert_allclose(adjusted, ratios / ratios.sum(), rtol=1e-5)
-    np.testing.assert_allclose(evaluate.adjust(said, priors, 0.0).probabilities, said.probabilities, rtol=1e-6)
-
-
-def test_tau_is_that_of_the_best_macro_f1() -> None:
-    """Rows of the rare class lie 1.0 too low for it: half of log 9, the ratio of the priors, is just enough."""
-    logits = np.array([[1.0, 0.0]] * 3 + [[1.0, 4.0], [5.0, 0.0], [5.0, 0.0]], dtype=np.float32)
-    said = predictions_of([[0.5, 0.5]] * 6, None)._replace(
-        y_true=np.array([1, 1, 1, 1, 0, 0]), logits=logits, probabilities=metrics.softmax(logits)
-    )
-    priors = np.array([0.9, 0.1])
-    tau = evaluate.choose_tau(said, priors)
-    assert tau == min(value for value in evaluate.TAUS if value * np.log(9) > 1.0)  # the smallest that is perfect
-    assert (evaluate.adjust(said, priors, tau).y_pred == said.y_true).all()
+# What is done with the probabilities before they are scored
 
 
 def test_adjusted_scores_go_to_a_folder_of_their_own(
@@ -501,3 +433,75 @@ def test_the_studys_checkpoints_are_scored_though_they_know_no_split(
     assert "E5.pt does not say on which split it was trained" in capsys.readouterr().out
     values = metrics_of(tmp_path / "out")
     assert values["rows"] == 21 and values["label_set"] == "custom" and "f1_neutral" in values
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_views_and_temperature_stand_beside_the_plain_figures(scored: Path, drawn: Path, tmp_path: Path) -> None:
+    meta = ["--meta", str(drawn / "metadata_val.parquet")]
+    before = metrics_of(scored)
+    assert "tta" not in before and "temperature" not in before
+    assert evaluate.main([str(scored), *meta, "--tta", "flip", "--out", str(tmp_path / "flip")]) == 0
+    flip = metrics_of(tmp_path / "flip")
+    assert flip["tta"] == "flip" and flip["views"] == 2
+    assert flip["accuracy_plain"] == before["accuracy"] and flip["macro_f1_plain"] == before["macro_f1"]
+    assert evaluate.main([str(scored), *meta, "--tta", "flip", "--calibrate", "--out", str(tmp_path / "both")]) == 0
+    both = metrics_of(tmp_path / "both")
+    assert both["accuracy"] == flip["accuracy"]  # a temperature leaves the order of the classes as it is
+    assert both["expected_calibration_error_uncalibrated"] == flip["expected_calibration_error"]
+    assert both["temperature"] != 1 and both["expected_calibration_error"] != flip["expected_calibration_error"]
+    text = (tmp_path / "both" / "classification_report.txt").read_text(encoding="utf-8")
+    assert "mean of 2 views (--tta flip)" in text and f"temperature {both['temperature']:.3f}, fitted" in text
+
+
+@pytest.mark.parametrize("flag", [("--tta", "flip"), ("--calibrate",), ("--label_set", "fer4")])
+def test_other_figures_than_the_plain_ones_do_not_replace_them(
+    scored: Path, drawn: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, ...]
+) -> None:
+    error = error_of(capsys, scored, "--meta", drawn / "metadata_val.parquet", *flag)
+    assert f"{flag[0]} needs a folder of its own" in error
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_four_classes_are_sums_of_seven(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fer7, fer4 = LABEL_SETS["fer7"], LABEL_SETS["fer4"]
+    path = write_checkpoint(tmp_path / "a.pth", labels=fer7, split_id=split_id_of(pixels), affect=False)
+    meta = ["--meta", str(pixels / "metadata_test.parquet")]
+    assert evaluate.main([str(path), *meta, "--out", str(tmp_path / "seven")]) == 0
+    assert evaluate.main([str(path), *meta, "--label_set", "fer4", "--out", str(tmp_path / "four")]) == 0
+    seven, four = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("seven", "four"))
+    for row in range(len(seven)):
+        assert four["p_angry"][row] == pytest.approx(seven["p_angry"][row] + seven["p_disgust"][row])
+        assert four["p_neutral"][row] == pytest.approx(seven["p_neutral"][row] + seven["p_surprise"][row])
+        assert four["label"][row] == MERGES["fer4"].get(seven["label"][row], seven["label"][row])
+    assert metrics_of(tmp_path / "four")["label_set"] == "fer4" and set(four["predicted"]) <= set(fer4.names)
+    refused = error_of(capsys, path, *meta, "--label_set", "affectnet8", "--out", tmp_path / "eight")
+    assert "says nothing of contempt" in refused and not (tmp_path / "eight").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_pictures_of_the_training_are_counted_in_the_test_split(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    pictures = [" ".join(map(str, generator.integers(0, 256, 48 * 48))) for _ in range(36)]
+    usages = ["Training"] * 14 + ["PublicTest"] * 7 + ["PrivateTest"] * 15
+    pictures[22], pictures[25], pictures[30], pictures[31] = pictures[0], pictures[5], pictures[16], pictures[13]
+    lines = [f"{row % 7},{picture},{usage}" for row, (picture, usage) in enumerate(zip(pictures, usages, strict=True))]
+    (tmp_path / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]) + "\n", encoding="ascii")
+    assert metadata_parallel.main(["--data", str(tmp_path / "fer2013.csv"), "--out", str(tmp_path)]) == 0
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(tmp_path), affect=False)
+    flags = [str(path), "--meta", str(tmp_path / "metadata_test.parquet"), "--out", str(tmp_path / "out")]
+    assert evaluate.main(flags) == 0
+    values = metrics_of(tmp_path / "out")
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    unseen = table.drop(index=[22 - 21, 25 - 21, 31 - 21])  # row 30 has its picture in common with validation alone
+    assert values["rows"] == 15 and values["rows_seen"] == 3
+    assert values["accuracy_unseen"] == pytest.approx((unseen["label"] == unseen["predicted"]).mean())
+    (tmp_path / "metadata_train.parquet").unlink()
+    assert evaluate.main(flags) == 0 and "rows_seen" not in metrics_of(tmp_path / "out")
+
+
+@pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
+def test_fer2013_has_288_test_pictures_in_its_training_split(tmp_path: Path) -> None:
+    assert metadata_parallel.main(["--data", os.environ["FER2013"], "--out", str(tmp_path)]) == 0
+    dataset = FERDataset(tmp_path / "metadata_test.parquet")
+    seen = evaluate.seen_in_training(dataset, tmp_path / "metadata_train.parquet")
+    assert seen is not None and seen.sum() == 288

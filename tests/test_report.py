@@ -297,13 +297,29 @@ def test_a_gpu_and_an_adjustment_are_named(tmp_path: Path) -> None:
     assert cells_of(text, "[E0]")[0].endswith("cross-entropy, logits adjusted by τ 0.5")
 
 
-@pytest.mark.parametrize("other", [{"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}])
+@pytest.mark.parametrize("other", [{"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}, {"views": 2}])
 def test_no_mean_of_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]) -> None:
     keep_made_up(tmp_path / "results", E0_seed40={}, E0_seed41=other)
     assert written(tmp_path) == 2
     error = capsys.readouterr().err
     assert "E0_seed40 is scored on fer7, test" in error and "python evaluate.py runs/E0_seed41" in error
     assert error.count("\n") == 1 and not (tmp_path / "RESULTS.md").exists()
+
+
+def test_what_stands_beside_the_figures(tmp_path: Path) -> None:
+    calibrated = {
+        "temperature": 1.25,
+        "expected_calibration_error_uncalibrated": 0.0814,
+        "expected_calibration_error": 0.0123,
+    }
+    views = {"tta": "ten_crop", "views": 10, "accuracy_plain": 0.7001, "macro_f1_plain": 0.6002}
+    seen = {"rows_seen": 288, "accuracy_unseen": 0.6903, "macro_f1_unseen": 0.5904}
+    keep_made_up(tmp_path / "results", E0_seed40={}, E1_seed42=views | seen | calibrated)
+    assert written(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| E1_seed42 | 0.700 / 0.600 | 0.690 / 0.590 (288 fewer) | 0.081 | 0.012 | 1.250 |" in text
+    assert "| E0_seed40 | – / –" not in text
+    assert cells_of(text, "[E1_seed42]")[2] == "fer7, test, 3,589 rows, mean of 10 views"
 
 
 def retrained(folder: Path, **settings: Any) -> None:
