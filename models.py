@@ -1,4 +1,4 @@
-"""The networks, their heads, their checkpoints, and the choice of device and precision.
+"""The networks: backbones with heads, their registry, weights from elsewhere, checkpoints, device and precision.
 
 Every network is an `ExpressionNet`: a backbone that ends in a feature vector, a classification head, and where asked a
 regression head for valence and arousal. `MODELS` is the registry. A checkpoint holds all that is needed to use it:
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
 from faces import Preprocess
 from labels import LabelSet, label_set_of
 
@@ -35,6 +36,7 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
         "order": "bgr",
     },
 }
+BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
 TRAINING_STATE = (
     "optimizer",
@@ -130,121 +132,6 @@ class ExpressionNet(nn.Module):
         return self
 
 
-class LightCNN(nn.Sequential):
-    """The backbone of the imbalance-aware document: three blocks of (3×3 convolution, BatchNorm, ReLU) × 2 and a 2×2
-    max-pool, at widths 32, 64 and 128; flattened (4,608 at 48 px) → 256, ReLU, dropout → 128 features."""
-
-    def __init__(self, *, channels: int, size_px: int, dropout: float) -> None:
-        layers: list[nn.Module] = []
-        width_in = channels
-        for width in (32, 64, 128):
-            for _ in range(2):
-                layers += [
-                    nn.Conv2d(width_in, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                ]
-                width_in = width
-            layers.append(nn.MaxPool2d(2))
-        flat = width_in * (size_px // 8) ** 2
-        layers += [nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(256, 128)]
-        super().__init__(*layers)
-
-
-def light_cnn(preprocess: Preprocess, *, dropout: float) -> tuple[nn.Module, int]:
-    """The light CNN's backbone and its number of features; its dropout stands before the features, and none after."""
-    return LightCNN(channels=preprocess.channels, size_px=preprocess.size_px, dropout=dropout), 128
-
-
-class SpatialAttention(nn.Module):
-    """Weighs every place of feature maps (N, C, H, W): a 7×7 convolution over their mean and maximum, sigmoid (Woo et al.
-    2018, the spatial part)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        summary = torch.cat([maps.mean(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)], dim=1)  # (N, 2, H, W)
-        return maps * self.conv(summary).sigmoid()
-
-
-class ChannelAttention(nn.Module):
-    """Weighs every channel of feature maps (N, C, H, W): a bottleneck of C/16 over their means, sigmoid (squeeze and
-    excitation, Hu et al. 2018); with `maximum`, added to the same bottleneck over their maxima (Woo et al. 2018)."""
-
-    def __init__(self, channels: int, *, maximum: bool) -> None:
-        super().__init__()
-        inner = max(8, channels // 16)
-        self.bottleneck = nn.Sequential(nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels))
-        self.maximum = maximum
-
-    def forward(self, maps: Tensor) -> Tensor:
-        weights = self.bottleneck(maps.mean(dim=(2, 3)))
-        if self.maximum:
-            weights = weights + self.bottleneck(maps.amax(dim=(2, 3)))
-        return maps * weights.sigmoid()[:, :, None, None]
-
-
-# Attention on the last feature maps, by their number of channels.
-ATTENTION: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda channels: nn.Identity(),
-    "spatial": SpatialAttention,
-    "se": lambda channels: ChannelAttention(channels, maximum=False),
-    "cbam": lambda channels: nn.Sequential(ChannelAttention(channels, maximum=True), SpatialAttention(channels)),
-}
-
-# A ResNet's first layers: kernel, stride and whether a max-pool follows. At 48 px layer1 sees 12, 24, 24 or 48 px.
-STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "pool": (3, 1, True), "stride1": (3, 1, False)}
-
-
-def torchvision_backbone(name: str, classifier: str, **options: Any) -> tuple[Any, int]:
-    """torchvision's network `name` with random weights, its last linear layer `classifier` replaced by Identity, and the
-    number of features which that layer took."""
-    from torchvision.models import get_model
-
-    backbone = get_model(name, weights=None, **options)
-    path, _, attribute = classifier.rpartition(".")
-    parent: Any = backbone.get_submodule(path)
-    last = getattr(parent, attribute) if not attribute.isdecimal() else parent[int(attribute)]
-    setattr(parent, attribute, nn.Identity())
-    return backbone, last.in_features
-
-
-def with_attention(backbone: Any, features: int, attention: str) -> None:
-    """Put a row of ATTENTION before the last pooling, where all other tensors keep their names."""
-    if attention != "none":
-        backbone.avgpool = nn.Sequential(ATTENTION[attention](features), backbone.avgpool)
-
-
-def resnet(depth: int) -> Callable[..., tuple[nn.Module, int]]:
-    """A builder of torchvision's ResNet of this depth, with a stem of STEMS and attention of ATTENTION."""
-
-    def build(preprocess: Preprocess, *, attention: str, stem: str) -> tuple[nn.Module, int]:
-        backbone, features = torchvision_backbone(f"resnet{depth}", "fc")
-        if preprocess.channels != 3 or stem != "imagenet":
-            kernel, stride, pool = STEMS[stem]
-            backbone.conv1 = nn.Conv2d(preprocess.channels, 64, kernel, stride, padding=kernel // 2, bias=False)
-            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-            if not pool:
-                backbone.maxpool = nn.Identity()
-        with_attention(backbone, features, attention)
-        return backbone, features
-
-    return build
-
-
-def convolutional(name: str, classifier: str, **given: Any) -> Callable[..., tuple[nn.Module, int]]:
-    """A builder of another of torchvision's convolutional networks, given its own arguments, with attention of ATTENTION."""
-
-    def build(preprocess: Preprocess, *, attention: str) -> tuple[nn.Module, int]:
-        backbone, features = torchvision_backbone(name, classifier, **given)
-        with_attention(backbone, features, attention)
-        return backbone, features
-
-    return build
-
-
 def vit(preprocess: Preprocess) -> tuple[nn.Module, int]:
     """torchvision's ViT-B/16. Raises ModelError for sizes that its 16 px patches do not fill."""
     if preprocess.size_px % 16:
@@ -290,6 +177,10 @@ def resnet_spec(depth: int, attention: str = "none") -> ModelSpec:
 MODELS = {
     # 44 of 48 px, as its training crops: whole pictures cost it three points of accuracy on FER2013's PublicTest.
     "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, options={"dropout": 0.3}),
+    # Mean and spread of FER2013's Training pixels.
+    "fernet": ModelSpec(
+        fernet, 48, 1, (0.50774,), (0.25501,), 0.3, options={"width": 48, "attention": "none", "stochastic_depth": 0.0}
+    ),
     "resnet18": resnet_spec(18),
     "resnet34": resnet_spec(34),
     "resnet50": resnet_spec(50),
@@ -318,7 +209,7 @@ def build_model(
     scale: float = 30.0,
     **options: Any,
 ) -> ExpressionNet:
-    """The network `name` of the registry with fresh weights; `dropout` and `options` (attention, stem) that are None
+    """The network `name` of the registry with fresh weights; `dropout` and `options` (BACKBONE_OPTIONS) that are None
     default to the registry's. Raises KeyError for an unknown name, ModelError for an option that the network lacks.
     """
     spec = MODELS[name]
@@ -458,7 +349,7 @@ class Checkpoint(NamedTuple):
 def describe(name: str, *, labels: LabelSet, preprocess: Preprocess, affect: bool, **model_args: Any) -> dict[str, Any]:
     """The part of a checkpoint from which `load_checkpoint` rebuilds the network, in plain types.
 
-    `model_args` are those of `build_model`: dropout, head, scale, attention, stem.
+    `model_args` are those of `build_model`: dropout, head, scale, BACKBONE_OPTIONS.
     """
     return {
         "format": CHECKPOINT_FORMAT,

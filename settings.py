@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from backbones import ATTENTION, STEMS
 from fer_transform import AUGMENTATIONS, SIZE_MIN_PX
 from labels import LABEL_SETS
 from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
-from models import ATTENTION, HEADS, MODELS, STEMS, VGGFACE2_PREPROCESS, read_checkpoint
+from models import BACKBONE_OPTIONS, HEADS, MODELS, VGGFACE2_PREPROCESS, read_checkpoint
 from recipes import RECIPES
 
 
@@ -66,6 +67,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
     flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
     flag("stem", choices=sorted(STEMS), help="first layers of a ResNet (default: imagenet, 7×7 stride 2 and max-pool)")
+    flag("width", type=int, help="channels of fernet's first blocks")
+    flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
     flag("init", metavar="CKPT", help="start from this checkpoint, not --weights: backbone, and head by label name")
     flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
     flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
@@ -124,13 +127,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
     "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
     "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
+    "width": (8, math.inf), "stochastic_depth": (0, 0.999),
     "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
     "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }  # fmt: skip
 # What makes a run what it is: resuming with another value would describe the network or its choice wrongly.
 KEPT_BY_RESUME = (
-    "recipe", "model", "img_size", "affect", "head", "arc_s", "attention", "stem", "init", "weights", "vggface2_preprocess",
+    "recipe", "model", "img_size", "affect", "head", "arc_s", *BACKBONE_OPTIONS, "init", "weights", "vggface2_preprocess",
     "ema", "label_set", "optimizer", "select", "exp",
 )  # fmt: skip
 

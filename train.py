@@ -47,6 +47,7 @@ from losses import (
 )
 from metadata_parallel import MetadataError
 from models import (
+    BACKBONE_OPTIONS,
     MODELS,
     VGGFACE2_PREPROCESS,
     Checkpoint,
@@ -326,7 +327,7 @@ def choose_preprocess(args: argparse.Namespace, resumed: dict[str, Any] | None, 
 def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `build_model` that a checkpoint keeps, in plain types."""
     chosen = {"affect": args.affect, "dropout": args.dropout, "head": args.head, "scale": args.arc_s}
-    return chosen | {name: getattr(args, name) for name in ("attention", "stem") if getattr(args, name) is not None}
+    return chosen | {name: getattr(args, name) for name in BACKBONE_OPTIONS if getattr(args, name) is not None}
 
 
 def prepare_network(

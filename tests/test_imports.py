@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "faces": set(),
     "layouts": {"labels", "faces"},
     "metadata_parallel": {"labels", "faces", "layouts"},
-    "models": {"labels", "faces"},
+    "backbones": {"faces"},
+    "models": {"labels", "faces", "backbones"},
     "losses": {"labels"},
     "fer_transform": {"labels", "faces", "metadata_parallel"},
     "inference": {"labels", "metrics", "models"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
         "inference",
     },
     "recipes": set(),
-    "settings": {"labels", "models", "losses", "fer_transform", "recipes"},
+    "settings": {"labels", "backbones", "models", "losses", "fer_transform", "recipes"},
     "train": {
         "settings",
         "labels",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import backbones
 import models
 from faces import Preprocess
 from labels import LABEL_SETS
@@ -98,6 +99,60 @@ def test_grey_resnet_and_dropout() -> None:
     model = build_model("resnet18", classes=7, affect=True, preprocess=Preprocess(32, 1, (0.5,), (0.5,)), dropout=0.25)
     assert model.dropout.p == 0.25
     assert model.eval()(torch.randn(2, 1, 32, 32)).logits.shape == (2, 7)
+
+
+def fernet_parameters(width: int) -> int:
+    """Convolutions and BatchNorms of the backbone, counted block by block."""
+    half, total = width // 2, 0
+    total += 9 * (half + half * width) + 2 * (half + width)
+    width_in = width
+    for out in (width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width):
+        total += 9 * (width_in * out + out * out) + 4 * out
+        total += 0 if width_in == out else width_in * out + 2 * out
+        width_in = out
+    return total
+
+
+@pytest.mark.parametrize("width", [16, 48])
+def test_parameters_of_fernet(width: int) -> None:
+    model = build_model("fernet", classes=7, affect=False, preprocess=GREY_48, width=width)
+    assert parameters_of(model) == fernet_parameters(width) + (8 * width + 1) * 7
+    assert [layer.drop for layer in model.backbone.modules() if isinstance(layer, backbones.ResidualBlock)] == [0.0] * 8
+
+
+def test_a_residual_block_starts_as_its_shortcut_and_adds_what_it_learns() -> None:
+    torch.manual_seed(0)
+    block = backbones.ResidualBlock(4, 6, stride=2, attention="none", drop=0.0).eval()
+    maps = torch.randn(3, 4, 7, 7)  # odd: the last row and column are averaged alone
+    shortcut = block.shortcut(maps)
+    assert shortcut.shape == (3, 6, 4, 4)
+    torch.testing.assert_close(block(maps), shortcut.relu())
+    nn.init.constant_(block.bn2.weight, 0.7)
+    inner = nn.functional.conv2d(maps, block.conv1.weight, stride=2, padding=1) / (1 + 1e-5) ** 0.5
+    change = nn.functional.conv2d(inner.relu(), block.conv2.weight, padding=1) * 0.7 / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(block(maps), (shortcut + change).relu(), atol=1e-5, rtol=1e-5)
+    same = backbones.ResidualBlock(4, 4, stride=1, attention="se", drop=0.0)
+    assert isinstance(same.shortcut, nn.Identity) and isinstance(same.attention, backbones.ChannelAttention)
+
+
+def test_stochastic_depth_leaves_blocks_out_of_some_images_and_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    block = backbones.ResidualBlock(4, 4, stride=1, attention="none", drop=0.25)
+    nn.init.constant_(block.bn2.weight, 1.0)
+    maps = torch.full((4000, 4, 2, 2), 50.0) + torch.randn(1, 4, 2, 2)  # so large that the last ReLU changes nothing
+    block.bn1.eval(), block.bn2.eval()
+    with torch.no_grad():
+        change = (block(maps) - maps)[:, 0, 0, 0]
+        full = block.eval()(maps) - maps
+    out = change.abs() < 1e-4
+    assert 0.22 < out.float().mean() < 0.28
+    torch.testing.assert_close(change[~out], full[~out][:, 0, 0, 0] / 0.75, rtol=1e-3, atol=1e-3)
+    drops = [
+        layer.drop
+        for layer in backbones.FERNet(channels=1, width=8, attention="none", stochastic_depth=0.7)
+        if isinstance(layer, backbones.ResidualBlock)
+    ]
+    assert drops == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
 
 
 def test_unknown_network() -> None:
@@ -502,7 +557,7 @@ def test_head_and_options_survive_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_spatial_attention_by_hand() -> None:
-    attention = models.SpatialAttention(2)
+    attention = backbones.SpatialAttention(2)
     maps = torch.tensor([[[[1.0, 2.0]], [[3.0, 6.0]]]])  # (1, 2, 1, 2): means 2 and 4, maxima 3 and 6
     with torch.no_grad():
         attention.conv.weight.zero_()
@@ -515,7 +570,7 @@ def test_spatial_attention_by_hand() -> None:
 @pytest.mark.parametrize("maximum", [False, True])
 def test_channel_attention_by_hand(maximum: bool) -> None:
     torch.manual_seed(0)
-    attention = models.ChannelAttention(16, maximum=maximum)
+    attention = backbones.ChannelAttention(16, maximum=maximum)
     maps = torch.randn(3, 16, 4, 5)
     with torch.no_grad():
         inner = attention.bottleneck(maps.flatten(2).mean(dim=2))

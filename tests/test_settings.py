@@ -11,7 +11,7 @@ from conftest import error_of, short_training
 
 import settings
 import train
-from models import MODELS
+from models import BACKBONE_OPTIONS, MODELS
 from recipes import RECIPES
 
 STAGES = MODELS["resnet50"].stages
@@ -87,7 +87,7 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         shown = recipe(capsys, "--recipe", name)
         assert shown["recipe"] == name and all(shown[key] == value for key, value in row.items())
         may_be_empty = {"freeze_epochs", "unfreeze_all_at", "grad_clip", "save_path", "data_root", "label_set", "exp"}
-        may_be_empty |= {"workers", "amp", "resume", "drw_epoch", "init", "test_meta", "backbone_lr", "attention", "stem"}
+        may_be_empty |= {"workers", "amp", "resume", "drw_epoch", "init", "test_meta", "backbone_lr", *BACKBONE_OPTIONS}
         assert {key for key, value in shown.items() if value is None} <= may_be_empty
 
 

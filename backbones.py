@@ -1,0 +1,197 @@
+"""The backbones: from images (N, C, H, W) to features (N, features), each made by a builder that takes a `Preprocess`.
+
+Our own network, the imbalance-aware document's light CNN, torchvision's networks with other first layers and with attention.
+`models.MODELS` is the registry of them.
+
+    python -c "import backbones; print(backbones.FERNet(channels=1, width=48, attention='none', stochastic_depth=0.0))"
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faces import Preprocess
+
+
+class LightCNN(nn.Sequential):
+    """The backbone of the imbalance-aware document: three blocks of (3×3 convolution, BatchNorm, ReLU) × 2 and a 2×2
+    max-pool, at widths 32, 64 and 128; flattened (4,608 at 48 px) → 256, ReLU, dropout → 128 features."""
+
+    def __init__(self, *, channels: int, size_px: int, dropout: float) -> None:
+        layers: list[nn.Module] = []
+        width_in = channels
+        for width in (32, 64, 128):
+            for _ in range(2):
+                layers += [
+                    nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                width_in = width
+            layers.append(nn.MaxPool2d(2))
+        flat = width_in * (size_px // 8) ** 2
+        layers += [nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(256, 128)]
+        super().__init__(*layers)
+
+
+def light_cnn(preprocess: Preprocess, *, dropout: float) -> tuple[nn.Module, int]:
+    """The light CNN's backbone and its number of features; its dropout stands before the features, and none after."""
+    return LightCNN(channels=preprocess.channels, size_px=preprocess.size_px, dropout=dropout), 128
+
+
+class SpatialAttention(nn.Module):
+    """Weighs every place of feature maps (N, C, H, W): a 7×7 convolution over their mean and maximum, sigmoid (Woo et al.
+    2018, the spatial part)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        summary = torch.cat([maps.mean(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)], dim=1)  # (N, 2, H, W)
+        return maps * self.conv(summary).sigmoid()
+
+
+class ChannelAttention(nn.Module):
+    """Weighs every channel of feature maps (N, C, H, W): a bottleneck of C/16 over their means, sigmoid (squeeze and
+    excitation, Hu et al. 2018); with `maximum`, added to the same bottleneck over their maxima (Woo et al. 2018)."""
+
+    def __init__(self, channels: int, *, maximum: bool) -> None:
+        super().__init__()
+        inner = max(8, channels // 16)
+        self.bottleneck = nn.Sequential(nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels))
+        self.maximum = maximum
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weights = self.bottleneck(maps.mean(dim=(2, 3)))
+        if self.maximum:
+            weights = weights + self.bottleneck(maps.amax(dim=(2, 3)))
+        return maps * weights.sigmoid()[:, :, None, None]
+
+
+# Attention on the last feature maps, by their number of channels.
+ATTENTION: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "spatial": SpatialAttention,
+    "se": lambda channels: ChannelAttention(channels, maximum=False),
+    "cbam": lambda channels: nn.Sequential(ChannelAttention(channels, maximum=True), SpatialAttention(channels)),
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm around a shortcut (He et al. 2016), (N, width_in, H, W) → (N, width, H/stride, …).
+
+    A shortcut that changes shape averages before its 1×1 convolution (He et al. 2019). The second BatchNorm starts at zero,
+    so that the block starts as its shortcut. `attention` is a row of ATTENTION on what is added; while training that is left
+    out for a share `drop` of the images (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(self, width_in: int, width: int, *, stride: int, attention: str, drop: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        nn.init.zeros_(self.bn2.weight)
+        self.attention = ATTENTION[attention](width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width:
+            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.drop = drop
+
+    def forward(self, maps: Tensor) -> Tensor:
+        change = self.bn1(self.conv1(maps)).relu_()
+        change = self.attention(self.bn2(self.conv2(change)))
+        if self.training and self.drop > 0.0:
+            kept = torch.rand(len(maps), 1, 1, 1, device=maps.device) >= self.drop
+            change = change * (kept / (1.0 - self.drop)).to(change.dtype)
+        return (self.shortcut(maps) + change).relu_()
+
+
+class FERNet(nn.Sequential):
+    """A residual network for 48 px grey faces: a stem of two 3×3 convolutions, the second with stride 2, then eight blocks
+    at 1, 2, 4 and 8 times `width`, and the mean over places: 8·width features.
+
+    The share of images whose block is left out rises from 0 to `stochastic_depth` from the first to the last block.
+    """
+
+    def __init__(self, *, channels: int, width: int, attention: str, stochastic_depth: float) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width // 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width // 2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        width_in = width
+        for block in range(8):
+            out = width * 2 ** (block // 2)
+            stride = 2 if block in (2, 4, 6) else 1
+            drop = stochastic_depth * block / 7
+            layers.append(ResidualBlock(width_in, out, stride=stride, attention=attention, drop=drop))
+            width_in = out
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def fernet(preprocess: Preprocess, *, width: int, attention: str, stochastic_depth: float) -> tuple[nn.Module, int]:
+    """Our own network's backbone and its number of features."""
+    backbone = FERNet(channels=preprocess.channels, width=width, attention=attention, stochastic_depth=stochastic_depth)
+    return backbone, 8 * width
+
+
+# A ResNet's first layers: kernel, stride and whether a max-pool follows. At 48 px layer1 sees 12, 24, 24 or 48 px.
+STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "pool": (3, 1, True), "stride1": (3, 1, False)}
+
+
+def torchvision_backbone(name: str, classifier: str, **options: Any) -> tuple[Any, int]:
+    """torchvision's network `name` with random weights, its last linear layer `classifier` replaced by Identity, and the
+    number of features which that layer took."""
+    from torchvision.models import get_model
+
+    backbone = get_model(name, weights=None, **options)
+    path, _, attribute = classifier.rpartition(".")
+    parent: Any = backbone.get_submodule(path)
+    last = getattr(parent, attribute) if not attribute.isdecimal() else parent[int(attribute)]
+    setattr(parent, attribute, nn.Identity())
+    return backbone, last.in_features
+
+
+def with_attention(backbone: Any, features: int, attention: str) -> None:
+    """Put a row of ATTENTION before the last pooling, where all other tensors keep their names."""
+    if attention != "none":
+        backbone.avgpool = nn.Sequential(ATTENTION[attention](features), backbone.avgpool)
+
+
+def resnet(depth: int) -> Callable[..., tuple[nn.Module, int]]:
+    """A builder of torchvision's ResNet of this depth, with a stem of STEMS and attention of ATTENTION."""
+
+    def build(preprocess: Preprocess, *, attention: str, stem: str) -> tuple[nn.Module, int]:
+        backbone, features = torchvision_backbone(f"resnet{depth}", "fc")
+        if preprocess.channels != 3 or stem != "imagenet":
+            kernel, stride, pool = STEMS[stem]
+            backbone.conv1 = nn.Conv2d(preprocess.channels, 64, kernel, stride, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+            if not pool:
+                backbone.maxpool = nn.Identity()
+        with_attention(backbone, features, attention)
+        return backbone, features
+
+    return build
+
+
+def convolutional(name: str, classifier: str, **given: Any) -> Callable[..., tuple[nn.Module, int]]:
+    """A builder of another of torchvision's convolutional networks, given its own arguments, with attention of ATTENTION."""
+
+    def build(preprocess: Preprocess, *, attention: str) -> tuple[nn.Module, int]:
+        backbone, features = torchvision_backbone(name, classifier, **given)
+        with_attention(backbone, features, attention)
+        return backbone, features
+
+    return build
