@@ -240,17 +240,19 @@ class Preprocess:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """An RGB (H, W, 3) or grey (H, W) uint8 image → float32 (channels, size_px, size_px)."""
+        mean = np.asarray(self.mean, dtype=np.float32) * 255.0
+        scale = 1.0 / (np.asarray(self.std, dtype=np.float32) * 255.0)
+        return np.ascontiguousarray(((self.resize(image) - mean) * scale).transpose(2, 0, 1), dtype=np.float32)  # (C, H, W)
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """An RGB (H, W, 3) or grey (H, W) uint8 image → uint8 (size_px, size_px, channels): all but mean and std."""
         image = centre(to_channels(image, self.channels), self.keep)
         if image.shape[:2] != (self.size_px, self.size_px):
             shrinks = max(image.shape[:2]) > self.size_px
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             image = cv2.resize(image, (self.size_px, self.size_px), interpolation=interpolation)
         image = image.reshape(self.size_px, self.size_px, self.channels)
-        if self.order == "bgr":
-            image = image[:, :, ::-1]
-        mean = np.asarray(self.mean, dtype=np.float32) * 255.0
-        scale = 1.0 / (np.asarray(self.std, dtype=np.float32) * 255.0)
-        return np.ascontiguousarray(((image - mean) * scale).transpose(2, 0, 1), dtype=np.float32)  # (C, H, W)
+        return image[:, :, ::-1] if self.order == "bgr" else image
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for checkpoints and JSON."""

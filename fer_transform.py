@@ -7,10 +7,12 @@ validation images did. As a script it writes a contact sheet of an augmented bat
 """
 
 import argparse
+import math
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from faces import ImageError, Preprocess, read_image, to_channels
 from labels import LABEL_SETS, LabelSet, remap
 from metadata_parallel import MetadataError, read_metadata, resolve_data_root
 
 IMAGENET_224 = Preprocess(size_px=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IN_MEMORY_MAX_BYTES = 8 * 2**30
 SIZE_MIN_PX = 8  # below it the light CNN's three poolings leave nothing
 
 # --- augmentation -------------------------------------------------------------------------------------------------------
@@ -102,6 +107,73 @@ AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """Training augmentations of a whole batch on its device: flip, one affine map, light, random erasing.
+
+    rotate_deg: up to so much either way; scale: the range of the zoom; shift: up to so much of the width either way;
+    brightness: up to so much of the 0..1 scale is added; contrast: up to so much more or less of the distance from the
+    picture's mean; erase: the share of pictures of which a rectangle becomes mid-grey (Zhong et al. 2020), erase_area: the
+    range of its share of the picture. What turns in from outside repeats the edge.
+    """
+
+    rotate_deg: float
+    scale: tuple[float, float]
+    shift: float
+    brightness: float
+    contrast: float
+    erase: float
+    erase_area: tuple[float, float]
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (N, C, H, W) → float32 (N, C, H, W) on the 0..1 scale, by the numbers of `generator`, of the same device."""
+        count, _, height, width = images.shape
+
+        def draw(low: float, high: float) -> Tensor:
+            return torch.rand(count, generator=generator, device=images.device) * (high - low) + low
+
+        angle = draw(-self.rotate_deg, self.rotate_deg).deg2rad()
+        inverse_zoom = 1.0 / draw(*self.scale)
+        mirror = torch.where(draw(0.0, 1.0) < 0.5, -1.0, 1.0)
+        across, down = draw(-2 * self.shift, 2 * self.shift), draw(-2 * self.shift, 2 * self.shift)  # a picture is 2 wide
+        cosine, sine = angle.cos() * inverse_zoom, angle.sin() * inverse_zoom
+        # From a place in the new picture to the one in the old: moved back, turned back and zoomed back, mirrored.
+        theta = torch.stack(
+            [
+                torch.stack([mirror * cosine, mirror * sine, -mirror * (cosine * across + sine * down)], dim=1),
+                torch.stack([-sine, cosine, sine * across - cosine * down], dim=1),
+            ],
+            dim=1,
+        )  # (N, 2, 3)
+        grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+        pictures = images.float() / 255.0
+        pictures = functional.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        mean = pictures.mean(dim=(1, 2, 3))
+        gain, lift = draw(1.0 - self.contrast, 1.0 + self.contrast), draw(-self.brightness, self.brightness)
+        pictures = pictures * each(gain) + each(mean * (1.0 - gain) + lift)
+        area, aspect = draw(*self.erase_area), draw(math.log(0.3), math.log(3.3)).exp()
+        tall, wide = (area * aspect).sqrt().clamp(max=1.0), (area / aspect).sqrt().clamp(max=1.0)  # shares of the sides
+        top, left = draw(0.0, 1.0) * (1.0 - tall), draw(0.0, 1.0) * (1.0 - wide)
+        rows = (torch.arange(height, device=images.device) + 0.5)[None, :, None] / height
+        columns = (torch.arange(width, device=images.device) + 0.5)[None, None, :] / width
+        inside = (rows >= top[:, None, None]) & (rows < (top + tall)[:, None, None])
+        inside = inside & (columns >= left[:, None, None]) & (columns < (left + wide)[:, None, None])  # (N, H, W)
+        inside &= (draw(0.0, 1.0) < self.erase)[:, None, None]
+        return pictures.clamp(0.0, 1.0).masked_fill(inside[:, None], 0.5)
+
+
+def each(values: Tensor) -> Tensor:
+    """One value an image, (N,) → (N, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
+BATCH_AUGMENTATIONS = {
+    "fernet": BatchAugmentation(
+        rotate_deg=15.0, scale=(0.87, 1.15), shift=0.1, brightness=0.15, contrast=0.3, erase=0.25, erase_area=(0.02, 0.2)
+    ),
+}
+
+
 class Augmentation:
     """A training transform: uint8 image and seeds → float32 (C, H, W), ending in Normalize and ToTensorV2.
 
@@ -145,7 +217,8 @@ class FERDataset(Dataset):
     image: float32 (C, H, W); y_cls: long, the index in `labels`; y_reg: float32 (2,) [valence, arousal] in [−1, 1], NaN
     where missing. `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts
     them). `augment` names a row of AUGMENTATIONS; None gives the evaluation transform. What an image is turned into
-    depends on (seed, epoch, row) alone, not on the number of workers. Raises MetadataError.
+    depends on (seed, epoch, row) alone, not on the number of workers. A row of BATCH_AUGMENTATIONS is left to BatchLoader.
+    Raises MetadataError.
     """
 
     def __init__(
@@ -188,7 +261,9 @@ class FERDataset(Dataset):
             self.root = resolve_data_root(parquet, self.info, data_root)
             self.paths = rows["path"].tolist()
         self.preprocess = preprocess
-        self.augmentation = Augmentation(augment, preprocess) if augment is not None else None
+        self.batch_augmentation = BATCH_AUGMENTATIONS.get(augment or "")
+        by_image = augment is not None and self.batch_augmentation is None
+        self.augmentation = Augmentation(str(augment), preprocess) if by_image else None
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see the new epoch, too
 
@@ -216,6 +291,19 @@ class FERDataset(Dataset):
             return read_image(path)
         except ImageError as error:
             raise PictureError(f"{path}: {error} – run make metadata again, or give --data_root") from error
+
+    def pictures(self) -> Tensor:
+        """All pictures as the network sees them but for the scale: uint8 (N, C, H, W). Raises MetadataError."""
+        size, channels = self.preprocess.size_px, self.preprocess.channels
+        if len(self) * channels * size * size > IN_MEMORY_MAX_BYTES:
+            raise MetadataError(
+                f"{len(self):,} pictures of {size} px are more than the {IN_MEMORY_MAX_BYTES / 2**30:.0f} GiB that are held "
+                f"in memory – give a smaller --img_size, or --augment {'|'.join(sorted(AUGMENTATIONS))}"
+            )
+        pictures = np.empty((len(self), size, size, channels), np.uint8)
+        for row in tqdm(range(len(self)), desc="reading", unit="face", leave=False, disable=None):
+            pictures[row] = self.preprocess.resize(self.image(row))
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         image = self.image(row)
@@ -264,6 +352,41 @@ def make_loader(
     )
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch's random numbers."""
+    return seed * 1_000_003 + epoch
+
+
+class BatchLoader:
+    """Training rows in batches from memory: all pictures lie on the device, and are augmented there, a batch at a time.
+
+    A pass draws the order from `sampler` and what becomes of the pictures from (seed, epoch) of the dataset. A last batch of
+    one image is dropped, as in `make_loader`.
+    """
+
+    def __init__(self, dataset: FERDataset, *, batch_size: int, device: torch.device, sampler: Sampler[int]) -> None:
+        assert dataset.batch_augmentation is not None
+        self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
+        self.augmentation = dataset.batch_augmentation
+        self.images = dataset.pictures().to(device)
+        self.y_cls, self.y_reg = dataset.y_cls.to(device), dataset.y_reg.to(device)
+        self.generator = torch.Generator(device)
+        shape = (1, dataset.preprocess.channels, 1, 1)
+        self.mean = torch.tensor(dataset.preprocess.mean, device=device).reshape(shape)
+        self.std = torch.tensor(dataset.preprocess.std, device=device).reshape(shape)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.generator.manual_seed(epoch_seed(self.dataset.seed, int(self.dataset.epoch)))
+        order = torch.tensor(list(self.sampler), device=self.images.device)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            pictures = self.augmentation(self.images[rows], self.generator)
+            yield (pictures - self.mean) / self.std, self.y_cls[rows], self.y_reg[rows]
+
+
 # --- contact sheet ------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +408,12 @@ def write_contact_sheet(dataset: FERDataset, out: Path, *, faces: int = 8, varia
         line[0].set_title(dataset.rows["label"][row], fontsize=9)
         for variant, axis in enumerate(line[1:]):
             dataset.set_epoch(variant)
-            tensor = dataset[int(row)][0].numpy() * std + mean  # (C, H, W), back on the 0..1 scale
+            if dataset.batch_augmentation is None:
+                tensor = dataset[int(row)][0].numpy() * std + mean  # (C, H, W), back on the 0..1 scale
+            else:
+                picture = torch.tensor(dataset.preprocess.resize(dataset.image(int(row)))).permute(2, 0, 1)
+                generator = torch.Generator().manual_seed(epoch_seed(seed, variant) + int(row))
+                tensor = dataset.batch_augmentation(picture[None], generator)[0].numpy()
             axis.imshow(tensor.transpose(1, 2, 0).clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
         for axis in line:
             axis.set_axis_off()
@@ -301,7 +429,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meta", default="metadata_train.parquet", help="parquet of make metadata (default: %(default)s)")
     parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
-    parser.add_argument("--augment", choices=sorted(AUGMENTATIONS), default="report", help="default: %(default)s")
+    parser.add_argument(
+        "--augment", choices=sorted(AUGMENTATIONS | BATCH_AUGMENTATIONS), default="report", help="default: %(default)s"
+    )
     parser.add_argument("--img_size", "--img-size", type=int, default=224, help="pixels (default: %(default)s)")
     parser.add_argument("--grey", action="store_true", help="as a one-channel network sees it")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

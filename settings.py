@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from backbones import ATTENTION, STEMS
-from fer_transform import AUGMENTATIONS, SIZE_MIN_PX
+from fer_transform import AUGMENTATIONS, BATCH_AUGMENTATIONS, SIZE_MIN_PX
 from labels import LABEL_SETS
 from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
 from models import BACKBONE_OPTIONS, HEADS, MODELS, VGGFACE2_PREPROCESS, read_checkpoint
@@ -59,7 +59,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("epochs", type=int, help="epochs in all")
     flag("batch_size", type=int)
     flag("img_size", type=int, help="height and width in pixels")
-    flag("augment", choices=sorted(AUGMENTATIONS), help="training augmentations")
+    flag("augment", choices=sorted(AUGMENTATIONS | BATCH_AUGMENTATIONS), help="training augmentations")
     flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
     flag("dropout", type=float)
     flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import evaluate
 from evaluate import score, write_text
 from faces import Preprocess
-from fer_transform import FERDataset, default_workers, make_loader
+from fer_transform import BatchLoader, FERDataset, default_workers, epoch_seed, make_loader
 from figures import plot_history
 from inference import BATCH_SIZE, run_inference
 from labels import LABEL_SETS, LabelSet
@@ -75,7 +75,7 @@ HISTORY_PNG = "training_history.png"  # written last: a run that has it is compl
 
 def train_one_epoch(
     model: ExpressionNet,
-    loader: DataLoader,
+    loader: DataLoader | BatchLoader,
     criterion: MultitaskLoss,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -466,11 +466,6 @@ def start_epoch(
     return lr
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of one epoch's order of rows and dropout."""
-    return seed * 1_000_003 + epoch
-
-
 def train(args: argparse.Namespace, argv: list[str]) -> Path:
     """Train as `args` says; returns the run folder. Raises TrainingError, MetadataError or ModelError."""
     device = choose_device(args.device)
@@ -496,13 +491,10 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     order = torch.Generator()
     workers = default_workers(device) if args.workers is None else args.workers
-    train_loader = make_loader(
-        train_set,
-        batch_size=args.batch_size,
-        workers=workers,
-        device=device,
-        sampler=prepare_order(args, train_set, order),
-    )
+    common: dict[str, Any] = {"batch_size": args.batch_size, "device": device}
+    common["sampler"] = prepare_order(args, train_set, order)
+    in_memory = train_set.batch_augmentation is not None
+    train_loader: Any = BatchLoader(train_set, **common) if in_memory else make_loader(train_set, workers=workers, **common)
     val_loader = make_loader(val_set, batch_size=BATCH_SIZE, workers=workers, device=device)
 
     progress, last_epoch = Progress(select=args.select, patience=args.patience), args.epochs

@@ -4,6 +4,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import albumentations as A
@@ -12,11 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler
 
 import fer_transform
 from faces import Preprocess, read_image
-from fer_transform import AUGMENTATIONS, IMAGENET_224, Augmentation, FERDataset, default_workers, make_loader
+from fer_transform import (
+    AUGMENTATIONS,
+    BATCH_AUGMENTATIONS,
+    IMAGENET_224,
+    Augmentation,
+    BatchAugmentation,
+    BatchLoader,
+    FERDataset,
+    default_workers,
+    make_loader,
+)
 from labels import LABEL_SETS
 from metadata_parallel import MetadataError, read_metadata
 
@@ -389,7 +401,10 @@ def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 # The script
 
 
-@pytest.mark.parametrize("flags", [[], ["--grey", "--augment", "lightcnn", "--img-size", "48"]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--grey", "--augment", "lightcnn", "--img-size", "48"], ["--grey", "--augment", "fernet", "--img-size", "48"]],
+)
 def test_contact_sheet(drawn: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "batch.png"
     arguments = ["--meta", str(drawn / "metadata_train.parquet"), "--img_size", "32", "--out", str(out), *flags]
@@ -412,3 +427,107 @@ def test_contact_sheet_errors(drawn: Path, flags: list[str], words: str, capsys:
     assert fer_transform.main(["--meta", str(drawn / "metadata_train.parquet"), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+# Batches augmented on their device
+
+STILL = BatchAugmentation(
+    rotate_deg=0.0, scale=(1.0, 1.0), shift=0.0, brightness=0.0, contrast=0.0, erase=0.0, erase_area=(0.1, 0.1)
+)
+
+
+def augmented(strengths: BatchAugmentation, image: np.ndarray, count: int, seed: int = 0) -> Tensor:
+    """`count` variants of one grey picture (H, W), (count, H, W) on the 0..1 scale."""
+    batch = torch.from_numpy(image)[None, None].repeat(count, 1, 1, 1)
+    return strengths(batch, torch.Generator().manual_seed(seed))[:, 0]
+
+
+def smooth_picture() -> np.ndarray:
+    """A picture without symmetries and without sharp edges."""
+    rows, columns = np.mgrid[0:48, 0:48] / 48
+    values = 0.5 + 0.3 * np.sin(5 * columns + 2 * rows) * np.cos(4 * rows) + 0.2 * columns * rows
+    return (255 * values).clip(0, 255).astype(np.uint8)
+
+
+def test_without_strengths_pictures_are_themselves_or_mirrored() -> None:
+    image = smooth_picture()
+    plain, mirrored = torch.from_numpy(image / 255.0).float(), torch.from_numpy(image[:, ::-1] / 255.0).float()
+    mirrors = 0
+    for variant in augmented(STILL, image, 400):
+        is_mirrored = torch.allclose(variant, mirrored, atol=1e-5)
+        assert is_mirrored or torch.allclose(variant, plain, atol=1e-5)
+        mirrors += is_mirrored
+    assert 160 < mirrors < 240
+
+
+def test_the_affine_map_has_the_distribution_of_albumentations() -> None:
+    """The mean and the spread of every pixel over many draws, against albumentations with the same strengths."""
+    image = smooth_picture()
+    strengths = replace(STILL, rotate_deg=20.0, scale=(0.8, 1.3), shift=0.1)
+    ours = augmented(strengths, image, 4000)
+    shift = {"x": (-0.1, 0.1), "y": (-0.1, 0.1)}
+    affine = A.Affine(rotate=(-20, 20), scale=(0.8, 1.3), translate_percent=shift, border_mode=cv2.BORDER_REPLICATE, p=1.0)
+    compose = A.Compose([A.HorizontalFlip(p=0.5), affine])
+    compose.set_random_seed(1)
+    theirs = torch.from_numpy(np.stack([compose(image=image)["image"] for _ in range(4000)]) / 255.0)
+    assert (ours.mean(dim=0) - theirs.mean(dim=0)).abs().max() < 0.012
+    assert (ours.std(dim=0) - theirs.std(dim=0)).abs().max() < 0.012
+    assert (ours.mean(dim=0) - torch.from_numpy(image / 255.0)).abs().max() > 0.1  # the test can tell
+
+
+def test_light_changes_about_the_mean_of_the_picture() -> None:
+    image = np.full((48, 48), 100, np.uint8)
+    image[:24] = 150  # mean 125
+    variants = augmented(replace(STILL, brightness=0.1, contrast=0.2), image, 500)
+    upper, lower = 255 * variants[:, 10, 10], 255 * variants[:, 40, 10]
+    contrast, lift = (upper - lower) / 50, (upper + lower) / 2 - 125
+    assert 0.8 <= contrast.min() < 0.82 and 1.18 < contrast.max() <= 1.2001
+    assert -25.51 <= lift.min() < -24 and 24 < lift.max() <= 25.51
+    assert abs(np.corrcoef(contrast.numpy(), lift.numpy())[0, 1]) < 0.15  # drawn apart
+
+
+def test_erased_rectangles_have_the_asked_area_and_frequency() -> None:
+    variants = augmented(replace(STILL, erase=0.4, erase_area=(0.05, 0.2)), np.full((48, 48), 255, np.uint8), 2000)
+    grey = variants == 0.5
+    assert ((variants == 1.0) | grey).all()
+    areas = grey.float().mean(dim=(1, 2))
+    hit = areas[areas > 0]
+    assert 0.36 < len(hit) / 2000 < 0.44 and 0.03 < hit.min() < 0.06 and 0.18 < hit.max() < 0.22
+    for mask in grey[areas > 0][:50]:
+        assert mask.sum() == mask.any(dim=0).sum() * mask.any(dim=1).sum()  # one rectangle
+    assert len({int(mask.any(dim=1).int().argmax()) for mask in grey[areas > 0]}) > 25  # anywhere
+
+
+def test_a_batch_loader_gives_every_row_with_its_labels(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BATCH_AUGMENTATIONS, "still", STILL)
+    preprocess = Preprocess(48, 1, (0.4,), (0.3,))
+    dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=preprocess, augment="still")
+    plain = FERDataset(pixels / "metadata_train.parquet", preprocess=preprocess)
+    rows = list(range(len(dataset)))[::-1]
+    loader = BatchLoader(dataset, batch_size=41, device=CPU, sampler=rows)  # type: ignore[arg-type]
+    assert len(dataset) == 42 and len(loader) == 1  # a batch of one is dropped
+    ((images, y_cls, y_reg),) = list(loader)
+    assert images.shape == (41, 1, 48, 48) and images.dtype == torch.float32 and y_reg.shape == (41, 2)
+    for place, row in enumerate(rows[:41]):
+        picture, label, _ = plain[row]
+        assert y_cls[place] == label
+        assert any(torch.allclose(images[place], either, atol=1e-5) for either in (picture, picture.flip(2)))
+
+
+def test_a_batch_loader_depends_on_seed_and_epoch_alone(pixels: Path) -> None:
+    def first_batch(seed: int, epoch: int) -> Tensor:
+        dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, augment="fernet", seed=seed)
+        dataset.set_epoch(epoch)
+        sampler = SequentialSampler(dataset)
+        return next(iter(BatchLoader(dataset, batch_size=8, device=CPU, sampler=sampler)))[0]
+
+    assert torch.equal(first_batch(1, 2), first_batch(1, 2))
+    for other in (first_batch(1, 3), first_batch(2, 2)):
+        assert not torch.allclose(first_batch(1, 2), other)
+
+
+def test_too_many_pictures_for_memory_are_refused(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fer_transform, "IN_MEMORY_MAX_BYTES", 42 * 48 * 48 - 1)
+    dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, augment="fernet")
+    with pytest.raises(MetadataError, match="--augment"):
+        dataset.pictures()
