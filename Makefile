@@ -79,7 +79,7 @@ help: ## this list
 	@echo
 	@echo "variables: MODEL=lightcnn|resnet50|resnet34_attention|resnet18_gray|…  RECIPE=E5  DATA=folder  EXP=name"
 	@echo "           IMG=picture  ARGS=\"further flags\"  STUDY=\"E0 E5\"  SEEDS=\"40 41 42\""
-	@echo "           two-phase: DATA1=folder of phase 1  FERPLUS=fer2013new.csv  ARGS1=…  ARGS2=…"
+	@echo "           FERPLUS=fer2013new.csv; two-phase: DATA1=folder of phase 1  ARGS1=…  ARGS2=…"
 	@echo "for example: make metadata DATA=fer2013.csv && make train MODEL=lightcnn && make eval"
 
 install: .venv/installed ## make .venv and install requirements.txt into it
@@ -100,7 +100,7 @@ demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 	@echo "Open runs/demo/drawn_faces/confusion_matrix.png, runs/demo/drawn_faces/training_history.png and runs/demo/batch.png."
 
 metadata: $(READY) ## index DATA (default: data/, else this folder) into metadata_*.parquet
-	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(ARGS)
 
 train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
 	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,$(WHAT)) $(if $(EXP),--exp "$(EXP)") $(ARGS)

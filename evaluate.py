@@ -257,9 +257,11 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     )
 
 
-def load_members(paths: Sequence[Path]) -> list[Checkpoint]:
-    """The checkpoints of an ensemble, which must name the same labels in the same order. Raises EvaluationError."""
-    members = [load_checkpoint(path) for path in paths]
+def load_members(paths: Sequence[Path], label_set: str | None) -> list[Checkpoint]:
+    """The checkpoints of an ensemble, which must name the same labels in the same order; `label_set` chooses the head where
+    a network has several. Raises EvaluationError.
+    """
+    members = [load_checkpoint(path, label_set=label_set) for path in paths]
     for path, member in zip(paths, members, strict=True):
         if member.labels != members[0].labels:
             raise EvaluationError(f"{path} has labels {member.labels.names}, {paths[0]} has {members[0].labels.names}")
@@ -396,7 +398,7 @@ def unseen_scores(said: Predictions, seen: np.ndarray | None, names: Sequence[st
 def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
     """Each class's share of the training rows of the checkpoints, (C,), which must agree on it. Raises EvaluationError."""
     counts = members[0].info.get("class_counts")
-    if counts is None or min(counts.values()) == 0:
+    if counts is None or set(counts) != set(members[0].labels.names) or min(counts.values()) == 0:
         raise EvaluationError(f"{path} does not know how frequent each class was in training – leave out --logit_adjust")
     if any(member.info.get("class_counts") != counts for member in members):
         raise EvaluationError("--logit_adjust: the checkpoints were trained on other class frequencies – adjust each alone")
@@ -499,7 +501,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibrate", action="store_true", help="divide the logits by the temperature that fits the validation rows best"
     )
     parser.add_argument(
-        "--label_set", "--label-set", choices=sorted(LABEL_SETS), help="sum the probabilities into these classes, by name"
+        "--label_set",
+        "--label-set",
+        choices=sorted(LABEL_SETS),
+        help="score as these classes: by the head for FER+ votes where it knows them, else by sums of probabilities",
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, help="loader processes (default: by platform)")
@@ -518,7 +523,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta = args.meta or default_meta(args.split)
         split = split_of(meta, args.split)
-        members = load_members(checkpoints)
+        members = load_members(checkpoints, args.label_set)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
         labels = members[0].labels
@@ -528,7 +533,7 @@ def main(argv: list[str] | None = None) -> int:
             "--logit_adjust": args.logit_adjust is not None,
             "--tta": args.tta != "none",
             "--calibrate": args.calibrate,
-            "--label_set": target != labels,
+            "--label_set": args.label_set not in (None, members[0].info["label_set"]),
         }
         own = next((flag for flag, given in changing.items() if given), None)
         out = output_folder(checkpoints, args.out, own=own)

@@ -28,10 +28,12 @@ from tqdm import tqdm
 
 from faces import ImageError, Preprocess, read_image, to_channels
 from labels import LABEL_SETS, LabelSet, remap
+from layouts import FERPLUS_VOTES, ferplus_distribution, ferplus_majority
 from metadata_parallel import MetadataError, read_metadata, resolve_data_root
 
 IMAGENET_224 = Preprocess(size_px=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 IN_MEMORY_MAX_BYTES = 8 * 2**30
+VOTES = tuple(f"votes_{name}" for name in FERPLUS_VOTES)  # columns of the parquet
 SIZE_MIN_PX = 8  # below it the light CNN's three poolings leave nothing
 
 # --- augmentation -------------------------------------------------------------------------------------------------------
@@ -212,13 +214,15 @@ class PictureError(MetadataError):
 
 
 class FERDataset(Dataset):
-    """The rows of a metadata parquet as (image, y_cls, y_reg).
+    """The rows of a metadata parquet as (image, y_cls, y_reg, y_votes).
 
     image: float32 (C, H, W); y_cls: long, the index in `labels`; y_reg: float32 (2,) [valence, arousal] in [−1, 1], NaN
-    where missing. `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts
-    them). `augment` names a row of AUGMENTATIONS; None gives the evaluation transform. What an image is turned into
-    depends on (seed, epoch, row) alone, not on the number of workers. A row of BATCH_AUGMENTATIONS is left to BatchLoader.
-    Raises MetadataError.
+    where missing; y_votes: float32 (8,), the shares of the FER+ votes, NaN where missing.
+
+    `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts them). Labels of
+    ferplus8 are the majority of the votes where the parquet has votes. `augment` names a row of AUGMENTATIONS; None gives
+    the evaluation transform; a row of BATCH_AUGMENTATIONS is left to BatchLoader. What an image is turned into depends on
+    (seed, epoch, row) alone, not on the number of workers. Raises MetadataError.
     """
 
     def __init__(
@@ -236,6 +240,12 @@ class FERDataset(Dataset):
         source = LABEL_SETS[self.info["label_set"]]
         self.labels = source if labels is None else labels
         index_of = dict(zip(source.names, remap(source, self.labels), strict=True))
+        voted = set(VOTES) <= set(rows.columns)
+        if voted and self.labels.name == "ferplus8" != source.name:
+            winners = ferplus_majority(rows[list(VOTES)].to_numpy())
+            names = [*self.labels.names, *[None] * (len(VOTES) + 1 - len(self.labels))]  # unknown, nf, and −1 for nobody
+            rows = rows.assign(label=[names[winner] for winner in winners])
+            index_of = {name: index for index, name in enumerate(self.labels.names)}
         keep = rows["label"].map(index_of).notna()
         if drop_invalid_va:  # the filter of the multitask report; its −2 sentinel is NaN already
             keep &= rows["valence"].notna() & rows["arousal"].notna()
@@ -246,6 +256,8 @@ class FERDataset(Dataset):
         self.rows = rows
         self.y_cls = torch.tensor(rows["label"].map(index_of).to_numpy(dtype=np.int64))
         self.y_reg = torch.tensor(rows[["valence", "arousal"]].to_numpy(dtype=np.float32))
+        shares = ferplus_distribution(rows[list(VOTES)].to_numpy()) if voted else np.full((len(rows), 8), np.nan, np.float32)
+        self.y_votes = torch.tensor(shares)
         self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]
         self.pixels: np.ndarray | None = None
         if self.images is not None:
@@ -305,13 +317,13 @@ class FERDataset(Dataset):
             pictures[row] = self.preprocess.resize(self.image(row))
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image = self.image(row)
         if self.augmentation is None:
             tensor = torch.from_numpy(self.preprocess(image))
         else:
             tensor = self.augmentation(image, self.seed, int(self.epoch), row)
-        return tensor, self.y_cls[row], self.y_reg[row]
+        return tensor, self.y_cls[row], self.y_reg[row], self.y_votes[row]
 
 
 def default_workers(device: torch.device) -> int:
@@ -369,7 +381,7 @@ class BatchLoader:
         self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
         self.augmentation = dataset.batch_augmentation
         self.images = dataset.pictures().to(device)
-        self.y_cls, self.y_reg = dataset.y_cls.to(device), dataset.y_reg.to(device)
+        self.labels = [labels.to(device) for labels in (dataset.y_cls, dataset.y_reg, dataset.y_votes)]
         self.generator = torch.Generator(device)
         shape = (1, dataset.preprocess.channels, 1, 1)
         self.mean = torch.tensor(dataset.preprocess.mean, device=device).reshape(shape)
@@ -379,12 +391,12 @@ class BatchLoader:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 1)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[list[Tensor]]:
         self.generator.manual_seed(epoch_seed(self.dataset.seed, int(self.dataset.epoch)))
         order = torch.tensor(list(self.sampler), device=self.images.device)
         for rows in order.split(self.batch_size)[: len(self)]:
             pictures = self.augmentation(self.images[rows], self.generator)
-            yield (pictures - self.mean) / self.std, self.y_cls[rows], self.y_reg[rows]
+            yield [(pictures - self.mean) / self.std, *(labels[rows] for labels in self.labels)]
 
 
 # --- contact sheet ------------------------------------------------------------------------------------------------------

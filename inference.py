@@ -72,7 +72,7 @@ def run_views(
     model.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
     logits, affect, y_true, affect_true = [], [], [], []  # the first two of (views, rows, …)
     with torch.inference_mode():
-        for images, y_cls, y_reg in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
+        for images, y_cls, y_reg, _ in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
             images = images.to(device, non_blocking=True, memory_format=layout)
             outputs = [model(view.contiguous(memory_format=layout)) for view in VIEWS[tta](images)]
             logits.append(np.stack([output.logits.float().cpu().numpy() for output in outputs]))

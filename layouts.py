@@ -651,3 +651,16 @@ def ferplus_majority(votes: np.ndarray) -> np.ndarray:
     best = counted.argmax(axis=1)
     won = 2 * counted.max(axis=1) > counted.sum(axis=1)
     return np.where(won, best, -1)
+
+
+def ferplus_distribution(votes: np.ndarray) -> np.ndarray:
+    """The share of votes of each of the eight expressions, in the order of FERPLUS_VOTES: (N, 10) → (N, 8) float32.
+
+    Single votes count as zero; rows that "unknown" or "nf" wins, or that no expression has two votes of, are NaN (the
+    distribution mode of the same authors, but for rows without a majority, which stay).
+    """
+    counted = np.where(votes > 1, votes, 0).astype(np.float32)
+    expressions = counted[:, :8]
+    total = expressions.sum(axis=1, keepdims=True)
+    usable = (ferplus_majority(votes)[:, None] < 8) & (total > 0)
+    return np.where(usable, expressions / np.maximum(total, 1.0), np.nan).astype(np.float32)

@@ -103,6 +103,16 @@ def log_priors(counts: Tensor) -> Tensor:
     return (filled / filled.sum()).log().float()
 
 
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of −Σ_c q_c log p_c over the rows whose target q is known; 0 (with a gradient) where none is.
+
+    logits (N, classes); target (N, classes) shares that sum to 1, NaN where missing.
+    """
+    known = ~target.isnan().any(dim=1)
+    terms = -(target.nan_to_num() * logits.float().log_softmax(dim=1)).sum(dim=1)
+    return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
 class LossRow(NamedTuple):
     """A row of LOSSES: what the loss makes use of."""
 
@@ -159,15 +169,17 @@ REG_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class LossParts(NamedTuple):
-    """A step's loss and its two parts, scalars; `affect` is 0 where no label of the batch is known."""
+    """A step's loss and its parts, scalars; `affect` and `votes` are 0 where no label of the batch is known."""
 
     total: Tensor
     classification: Tensor
     affect: Tensor
+    votes: Tensor
 
 
 class MultitaskLoss(nn.Module):
-    """classification + reg_weight · affect, the sum of the multitask report (there cross-entropy, MSE and 0.5).
+    """classification + reg_weight · affect, the sum of the multitask report (there cross-entropy, MSE and 0.5), and
+    votes_weight · the cross-entropy of the FER+ votes.
 
     weights, margins and offsets: (classes,) or None; margins are taken from the true class's logit, offsets added to all
     logits; arcface: (scale, margin) or None; focal_gamma: None for cross-entropy; label_smoothing: in [0, 1). `weighting`
@@ -189,6 +201,7 @@ class MultitaskLoss(nn.Module):
         label_smoothing: float = 0.0,
         reg_loss: str = "mse",
         reg_weight: float,
+        votes_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("weights", weights)
@@ -199,6 +212,7 @@ class MultitaskLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.reg_loss = REG_LOSSES[reg_loss]
         self.reg_weight = reg_weight
+        self.votes_weight = votes_weight
         self.weighting = True
 
     def classification(self, logits: Tensor, y_cls: Tensor) -> Tensor:
@@ -215,11 +229,23 @@ class MultitaskLoss(nn.Module):
             return functional.cross_entropy(logits, y_cls, weight=weights, label_smoothing=self.label_smoothing)
         return focal_loss(logits, y_cls, gamma=self.focal_gamma, weights=weights, label_smoothing=self.label_smoothing)
 
-    def forward(self, logits: Tensor, affect: Tensor | None, y_cls: Tensor, y_reg: Tensor) -> LossParts:
-        """logits (N, classes), affect (N, 2) or None, y_cls (N,) long, y_reg (N, 2) with NaN where missing."""
+    def forward(
+        self,
+        logits: Tensor,
+        affect: Tensor | None,
+        y_cls: Tensor,
+        y_reg: Tensor,
+        votes: Tensor | None = None,
+        y_votes: Tensor | None = None,
+    ) -> LossParts:
+        """logits (N, classes), affect (N, 2) or None, y_cls (N,) long, y_reg (N, 2) with NaN where missing, votes (N, 8)
+        logits or None, y_votes (N, 8) shares, NaN in rows where they are missing."""
         classification = self.classification(logits, y_cls)
-        regression = self.reg_loss(affect, y_reg) if affect is not None else classification.new_zeros(())
-        return LossParts(classification + self.reg_weight * regression, classification, regression)
+        nothing = classification.new_zeros(())
+        regression = self.reg_loss(affect, y_reg) if affect is not None else nothing
+        soft = soft_cross_entropy(votes, y_votes) if votes is not None and y_votes is not None else nothing
+        total = classification + self.reg_weight * regression + self.votes_weight * soft
+        return LossParts(total, classification, regression, soft)
 
 
 def build_loss(
@@ -235,6 +261,7 @@ def build_loss(
     label_smoothing: float = 0.0,
     reg_loss: str = "mse",
     reg_weight: float,
+    votes_weight: float = 0.0,
 ) -> MultitaskLoss:
     """The loss `loss` of LOSSES for a training split with these rows per class (classes,).
 
@@ -250,6 +277,7 @@ def build_loss(
         label_smoothing=label_smoothing,
         reg_loss=reg_loss,
         reg_weight=reg_weight,
+        votes_weight=votes_weight,
     )
 
 

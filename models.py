@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
 from faces import Preprocess
-from labels import LabelSet, label_set_of
+from labels import LABEL_SETS, LabelSet, label_set_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What VGGFace2 weights want their input to be: as the multitask report has it, or, for ports of the authors' Caffe
@@ -36,6 +36,7 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
         "order": "bgr",
     },
 }
+VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells apart
 BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
 TRAINING_STATE = (
@@ -54,10 +55,12 @@ class ModelError(Exception):
 
 
 class Output(NamedTuple):
-    """What a network returns: logits (N, classes), and affect (N, 2) [valence, arousal] or None without that head."""
+    """What a network returns: logits (N, classes), and affect (N, 2) [valence, arousal] and the logits of the FER+ votes
+    (N, 8), each None without that head."""
 
     logits: Tensor
     affect: Tensor | None
+    votes: Tensor | None = None
 
 
 class CosineClassifier(nn.Module):
@@ -88,13 +91,15 @@ HEADS: dict[str, Callable[[int, int, float], Any]] = {
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What stands on top of a backbone: classes, a row of HEADS and its scale, valence and arousal or not, dropout."""
+    """What stands on top of a backbone: classes, a row of HEADS and its scale, valence and arousal or not, dropout, and a
+    second classifier for the FER+ votes (VOTED) or not."""
 
     classes: int
     affect: bool
     dropout: float
     head: str = "softmax"
     scale: float = 30.0
+    votes: bool = False
 
 
 class ExpressionNet(nn.Module):
@@ -106,11 +111,16 @@ class ExpressionNet(nn.Module):
         self.dropout = nn.Dropout(heads.dropout)
         self.classifier: Any = HEADS[heads.head](features, heads.classes, heads.scale)
         self.regressor = nn.Linear(features, 2) if heads.affect else None
+        self.votes = nn.Linear(features, len(VOTED)) if heads.votes else None
         self.frozen: tuple[str, ...] = ()
 
     def forward(self, images: Tensor) -> Output:
         features = self.dropout(self.backbone(images))  # (N, features)
-        return Output(self.classifier(features), self.regressor(features) if self.regressor is not None else None)
+        return Output(
+            self.classifier(features),
+            self.regressor(features) if self.regressor is not None else None,
+            self.votes(features) if self.votes is not None else None,
+        )
 
     def freeze(self, names: Iterable[str]) -> None:
         """Freeze exactly these children of the backbone (`layer1`, …) and let everything else train.
@@ -207,6 +217,7 @@ def build_model(
     dropout: float | None = None,
     head: str = "softmax",
     scale: float = 30.0,
+    votes: bool = False,
     **options: Any,
 ) -> ExpressionNet:
     """The network `name` of the registry with fresh weights; `dropout` and `options` (BACKBONE_OPTIONS) that are None
@@ -223,7 +234,7 @@ def build_model(
     if inside:
         chosen["dropout"] = dropout
     backbone, features = spec.build(preprocess, **chosen)
-    heads = HeadSpec(classes, affect, dropout=0.0 if inside else dropout, head=head, scale=scale)
+    heads = HeadSpec(classes, affect, dropout=0.0 if inside else dropout, head=head, scale=scale, votes=votes)
     return ExpressionNet(backbone, features, heads)
 
 
@@ -330,6 +341,8 @@ def transfer(model: ExpressionNet, labels: LabelSet, source: "Checkpoint", *, or
         model.classifier.load_state_dict(own)
     if model.regressor is not None and source.model.regressor is not None:
         model.regressor.load_state_dict(source.model.regressor.state_dict())
+    if model.votes is not None and source.model.votes is not None:
+        model.votes.load_state_dict(source.model.votes.state_dict())
     fresh = [name for name in labels.names if name not in kept]
     return f"{line}; head kept by name: {', '.join(kept) or 'nothing'}; new: {', '.join(fresh) or 'nothing'}"
 
@@ -349,7 +362,7 @@ class Checkpoint(NamedTuple):
 def describe(name: str, *, labels: LabelSet, preprocess: Preprocess, affect: bool, **model_args: Any) -> dict[str, Any]:
     """The part of a checkpoint from which `load_checkpoint` rebuilds the network, in plain types.
 
-    `model_args` are those of `build_model`: dropout, head, scale, BACKBONE_OPTIONS.
+    `model_args` are those of `build_model`: dropout, head, scale, votes, BACKBONE_OPTIONS.
     """
     return {
         "format": CHECKPOINT_FORMAT,
@@ -445,8 +458,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Rebuild the network of a checkpoint: float32, eval mode, on the CPU. Raises ModelError."""
+def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = None) -> Checkpoint:
+    """Rebuild the network of a checkpoint: float32, eval mode, on the CPU. Raises ModelError.
+
+    With a head for the FER+ votes, `label_set` "ferplus8" makes that the network's classifier; any other leaves it aside.
+    """
     contents = read_checkpoint(path)
     preprocess = Preprocess.from_dict(contents["preprocess"])
     model = build_model(contents["model"], classes=len(contents["labels"]), preprocess=preprocess, **contents["model_args"])
@@ -454,7 +470,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         model.load_state_dict(contents.pop("state_dict"))  # half-precision files are widened by the copy
     except RuntimeError as error:
         raise ModelError(f"{path}: its weights do not fit the network {contents['model']}") from error
-    return Checkpoint(model.eval(), label_set_of(contents["labels"]), preprocess, contents)
+    labels = label_set_of(contents["labels"])
+    if model.votes is not None and label_set == VOTED.name:
+        model.classifier, labels = model.votes, VOTED
+    return Checkpoint(model.eval(), labels, preprocess, contents)
 
 
 def versions() -> dict[str, str]:

@@ -13,11 +13,11 @@ BASE: dict[str, Any] = {
     "head": "softmax", "arc_s": 30.0, "arc_m": 0.5, "attention": None, "stem": None,
     "width": None, "stochastic_depth": None,
     "weights": "none", "vggface2_preprocess": "imagenet", "init": None, "freeze_epochs": None, "unfreeze_all_at": None,
-    "optimizer": "adam", "lr": 1e-3, "backbone_lr": None, "weight_decay": 0.0,
+    "optimizer": "adam", "lr": 1e-3, "backbone_lr": None, "weight_decay": 0.0, "decay_norms": True,
     "schedule": "cosine", "step_epochs": 7, "gamma": 0.1, "plateau_patience": 2, "warmup_epochs": 0, "grad_clip": None,
     "sampler": "default", "mixup": 0.0, "ema": 0.0,
     "loss": "ce", "focal_gamma": 2.0, "weight_mode": "inv_sqrt", "beta": 0.999, "drw_epoch": None, "tau": 1.0,
-    "label_smoothing": 0.0, "reg_loss": "mse", "reg_weight": 0.5,
+    "label_smoothing": 0.0, "reg_loss": "mse", "reg_weight": 0.5, "votes_weight": 0.0,
     "select": "accuracy", "patience": 0, "score_test": True, "save_optimizer": False, "save_path": None,
 }  # fmt: skip
 
@@ -49,6 +49,12 @@ FOUR_CLASS = BASE | {
     "dropout": 0.0, "schedule": "step", "save_optimizer": True, "save_path": "fer_resnet18_best.pth",
 }  # fmt: skip
 
+FERNET = BASE | {
+    "model": "fernet", "epochs": 80, "batch_size": 128, "img_size": 48, "augment": "fernet", "dropout": 0.3,
+    "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "decay_norms": False, "warmup_epochs": 4,
+    "label_smoothing": 0.1, "mixup": 0.2, "ema": 0.998,
+}  # fmt: skip
+
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet50": MULTITASK | {"model": "resnet50", "save_path": "FER_resnet50.pth"},
     "resnet34": MULTITASK | {"model": "resnet34"},
@@ -77,6 +83,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "convnext_tiny": PHASE_2 | {"model": "convnext_tiny"},
     "vit_b_16": PHASE_2 | {"model": "vit_b_16"},
     "resnet18_gray": FOUR_CLASS,
+    # Our own network, on FER2013's labels alone, and with the FER+ votes of the training rows as well.
+    "fernet": FERNET,
+    "fernet_votes": FERNET | {"votes_weight": 1.0},
     # A small multitask network for the demo's 1,920 drawn faces: small batches, as so few rows give few steps.
     "demo": LIGHTCNN
     | {"affect": True, "epochs": 12, "batch_size": 16, "dropout": 0.0, "warmup_epochs": 2, "reg_weight": 1.0}

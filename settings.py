@@ -81,6 +81,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("lr", type=float, help="learning rate")
     flag("backbone_lr", type=float, help="learning rate of the backbone, where it is not --lr")
     flag("weight_decay", type=float)
+    flag("decay_norms", action=argparse.BooleanOptionalAction, help="weight decay on normalisation and biases, too")
     flag("schedule", choices=SCHEDULES, help="learning rate over the epochs")
     flag("step_epochs", type=int, help="epochs between the steps of --schedule step")
     flag("gamma", type=float, help="factor of each step of --schedule step and plateau")
@@ -103,6 +104,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("label_smoothing", type=float)
     flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
     flag("reg_weight", type=float, help="weight of the valence/arousal loss")
+    flag("votes_weight", type=float, help="weight of the loss of a second head, which learns FER+ votes; 0 for none")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
     flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
@@ -129,13 +131,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
     "width": (8, math.inf), "stochastic_depth": (0, 0.999),
     "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
-    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf),
+    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf),
+    "patience": (0, math.inf), "workers": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }  # fmt: skip
 # What makes a run what it is: resuming with another value would describe the network or its choice wrongly.
 KEPT_BY_RESUME = (
-    "recipe", "model", "img_size", "affect", "head", "arc_s", *BACKBONE_OPTIONS, "init", "weights", "vggface2_preprocess",
-    "ema", "label_set", "optimizer", "select", "exp",
+    "recipe", "model", "img_size", "affect", "head", "arc_s", *BACKBONE_OPTIONS, "votes_weight", "init", "weights",
+    "vggface2_preprocess", "ema", "label_set", "optimizer", "decay_norms", "select", "exp",
 )  # fmt: skip
 
 # Settings that do nothing unless another one has these values: (settings, the other, its values).

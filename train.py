@@ -96,21 +96,21 @@ def train_one_epoch(
     """
     model.train()
     layout = memory_format(device)
-    totals = np.zeros(4)  # loss, classification loss, affect loss, hits; each times rows
+    totals = np.zeros(5)  # loss, classification loss, affect loss, votes loss, hits; each times rows
     rows = 0
     bar = tqdm(loader, desc=label, unit="batch", leave=False, disable=None)
-    for images, y_cls, y_reg in bar:
+    for images, y_cls, y_reg, y_votes in bar:
         images = images.to(device, non_blocking=True, memory_format=layout)
-        y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
+        y_cls, y_reg, y_votes = (labels.to(device, non_blocking=True) for labels in (y_cls, y_reg, y_votes))
         share, other = mixup_share(mixup), None
         if share < 1.0:
             other = torch.randperm(len(y_cls)).to(device)
             images = (share * images + (1.0 - share) * images[other]).contiguous(memory_format=layout)
         with autocast(device, dtype):
             output = model(images)
-        loss = criterion(output.logits, output.affect, y_cls, y_reg)
+        loss = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, y_votes)
         if other is not None:
-            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other])
+            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, y_votes[other])
             loss = LossParts(*(share * a + (1.0 - share) * b for a, b in zip(loss, second, strict=True)))
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss.total).backward()
@@ -129,8 +129,9 @@ def train_one_epoch(
         if not math.isfinite(totals[0]):
             raise TrainingError(f"the loss is no number any more in {label} – try a smaller --lr, or --no-amp")
         bar.set_postfix(loss=f"{totals[0] / rows:.3f}", refresh=False)
-    means = totals / rows
-    return dict(zip(("train_loss", "train_loss_cls", "train_loss_reg", "train_accuracy"), means.tolist(), strict=True))
+    keys = ("train_loss", "train_loss_cls", "train_loss_reg", "train_loss_votes", "train_accuracy")
+    means = dict(zip(keys, (totals / rows).tolist(), strict=True))
+    return means if criterion.votes_weight else {key: means[key] for key in keys if key != "train_loss_votes"}
 
 
 def mixup_share(alpha: float) -> float:
@@ -327,6 +328,7 @@ def choose_preprocess(args: argparse.Namespace, resumed: dict[str, Any] | None, 
 def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `build_model` that a checkpoint keeps, in plain types."""
     chosen = {"affect": args.affect, "dropout": args.dropout, "head": args.head, "scale": args.arc_s}
+    chosen |= {"votes": True} if args.votes_weight else {}
     return chosen | {name: getattr(args, name) for name in BACKBONE_OPTIONS if getattr(args, name) is not None}
 
 
@@ -382,19 +384,29 @@ def prepare_loss(args: argparse.Namespace, counts: Tensor) -> MultitaskLoss:
         label_smoothing=args.label_smoothing,
         reg_loss=args.reg_loss,
         reg_weight=args.reg_weight,
+        votes_weight=args.votes_weight,
     )
 
 
 def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.optim.Optimizer:
     """One optimizer over all parameters: frozen ones get no gradient, and so neither step nor decay.
 
-    With --backbone_lr the backbone is a group of its own; each group knows its `share` of --lr.
+    With --backbone_lr the backbone is a group of its own; each group knows its `share` of --lr. With --no-decay_norms
+    normalisation and biases, which are vectors, are a group without weight decay.
     """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "share": 1.0}]
     if args.backbone_lr is not None:
         backbone = list(model.backbone.parameters())
         heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
         groups = [{"params": backbone, "share": args.backbone_lr / args.lr}, {"params": heads, "share": 1.0}]
+    if not args.decay_norms:
+        groups = [
+            group
+            | {"params": [p for p in group["params"] if (p.ndim < 2) == vectors]}
+            | ({"weight_decay": 0.0} if vectors else {})
+            for group in groups
+            for vectors in (False, True)
+        ]
     return OPTIMIZERS[args.optimizer](groups, lr=args.lr, weight_decay=args.weight_decay)
 
 
@@ -481,6 +493,9 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     affect_rows = int((~train_set.y_reg.isnan()).any(dim=1).sum())
     if args.affect and affect_rows == 0:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
+
+    if args.votes_weight and train_set.y_votes.isnan().all():
+        raise TrainingError(f"--votes_weight: {args.train_meta} has no FER+ votes – index with --ferplus fer2013new.csv")
 
     counts = class_counts(train_set.y_cls, len(train_set.labels))
     criterion = prepare_loss(args, counts).to(device)

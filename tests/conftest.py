@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+FERPLUS_COLUMNS = (
+    "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF",
+)  # fmt: skip
+FERPLUS_OF_CLASS = (4, 5, 6, 1, 3, 2, 0)  # the column of each class of FER2013, by its number
+
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,6 +43,33 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{row % 7},{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}")
     (folder / "fer2013.csv").write_text("\n".join(lines) + "\n", encoding="ascii")
     assert metadata_parallel.main(["--data", str(folder / "fer2013.csv"), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def voted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `pixels`, with FER+ votes: all ten for the expression that the file's own class names, but one row in six of
+    each usage has no majority, and one is not a face."""
+    import metadata_parallel
+
+    folder = tmp_path_factory.mktemp("voted")
+    rng = np.random.default_rng(12)
+    pictures, votes = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(FERPLUS_COLUMNS)]
+    for row in range(84):
+        usage = ("Training", "Training", "PublicTest", "PrivateTest")[row // 7 % 4]
+        pictures.append(f"{row % 7},{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}")
+        counts = [0] * 10
+        if row % 12 == 3:
+            counts[0], counts[1] = 5, 5
+        elif row % 12 == 9:
+            counts[9] = 10
+        else:
+            counts[FERPLUS_OF_CLASS[row % 7]] = 10
+        votes.append(f"{usage},fer{row:07d}.png,{','.join(map(str, counts))}")
+    (folder / "fer2013.csv").write_text("\n".join(pictures) + "\n", encoding="ascii")
+    (folder / "fer2013new.csv").write_text("\n".join(votes) + "\n", encoding="ascii")
+    flags = ["--data", str(folder / "fer2013.csv"), "--ferplus", str(folder / "fer2013new.csv"), "--out", str(folder)]
+    assert metadata_parallel.main(flags) == 0
     return folder
 
 

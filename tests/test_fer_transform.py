@@ -65,7 +65,7 @@ def test_items_of_picture_files(drawn: Path) -> None:
     rows, _ = read_metadata(drawn / "metadata_train.parquet")
     assert len(dataset) == len(rows) and dataset.left_out == 0 and dataset.labels is LABEL_SETS["affectnet8"]
     for row in range(0, len(rows), 7):
-        image, y_cls, y_reg = dataset[row]
+        image, y_cls, y_reg, _ = dataset[row]
         assert image.shape == (3, 40, 40) and image.dtype == torch.float32
         assert y_cls.shape == () and y_cls.dtype == torch.int64
         assert LABEL_SETS["affectnet8"].names[int(y_cls)] == rows["label"][row]
@@ -81,9 +81,9 @@ def test_items_of_pixels(pixels: Path) -> None:
         dataset = FERDataset(pixels / f"metadata_{split}.parquet", preprocess=GREY_48)
         rows, _ = read_metadata(pixels / f"metadata_{split}.parquet")
         for row in range(len(rows)):
-            image, y_cls, y_reg = dataset[row]
+            image, y_cls, y_reg, y_votes = dataset[row]
             assert LABEL_SETS["fer7"].names[int(y_cls)] == rows["label"][row]
-            assert y_reg.isnan().all()
+            assert y_reg.isnan().all() and y_votes.shape == (8,) and y_votes.isnan().all()
             np.testing.assert_allclose(image[0].numpy() * 127.5 + 127.5, stored[rows["index"][row]], atol=1e-3)
     assert isinstance(dataset.pixels, np.memmap)  # never read whole
 
@@ -265,7 +265,7 @@ def test_any_number_of_workers_gives_the_same_pictures(drawn: Path) -> None:
         found = []
         for epoch in (1, 2):
             dataset.set_epoch(epoch)
-            found.append(torch.cat([images for images, _, _ in loader]))
+            found.append(torch.cat([images for images, *_ in loader]))
         return found
 
     alone = epochs(0)
@@ -381,11 +381,11 @@ def test_loader_order_and_last_batch(drawn: Path) -> None:
     dataset = FERDataset(drawn / "metadata_val.parquet", preprocess=GREY_48)
     rows = len(dataset)
     loader = make_loader(dataset, batch_size=rows - 1, workers=0, device=CPU)
-    assert torch.equal(torch.cat([y_cls for _, y_cls, _ in loader]), dataset.y_cls)  # nothing is dropped or moved
+    assert torch.equal(torch.cat([y_cls for _, y_cls, *_ in loader]), dataset.y_cls)  # nothing is dropped or moved
     training = make_loader(dataset, batch_size=rows - 1, workers=0, device=CPU, sampler=RandomSampler(dataset))
-    assert [len(y_cls) for _, y_cls, _ in training] == [rows - 1]  # a batch of one has no variance
+    assert [len(y_cls) for _, y_cls, *_ in training] == [rows - 1]  # a batch of one has no variance
     pairs = make_loader(dataset, batch_size=rows - 2, workers=0, device=CPU, sampler=RandomSampler(dataset))
-    assert [len(y_cls) for _, y_cls, _ in pairs] == [rows - 2, 2]
+    assert [len(y_cls) for _, y_cls, *_ in pairs] == [rows - 2, 2]
     assert not loader.pin_memory and make_loader(dataset, batch_size=4, workers=0, device=torch.device("cuda")).pin_memory
 
 
@@ -506,10 +506,15 @@ def test_a_batch_loader_gives_every_row_with_its_labels(pixels: Path, monkeypatc
     rows = list(range(len(dataset)))[::-1]
     loader = BatchLoader(dataset, batch_size=41, device=CPU, sampler=rows)  # type: ignore[arg-type]
     assert len(dataset) == 42 and len(loader) == 1  # a batch of one is dropped
-    ((images, y_cls, y_reg),) = list(loader)
-    assert images.shape == (41, 1, 48, 48) and images.dtype == torch.float32 and y_reg.shape == (41, 2)
+    ((images, y_cls, y_reg, y_votes),) = list(loader)
+    assert (
+        images.shape == (41, 1, 48, 48)
+        and images.dtype == torch.float32
+        and y_reg.shape == (41, 2)
+        and y_votes.shape == (41, 8)
+    )
     for place, row in enumerate(rows[:41]):
-        picture, label, _ = plain[row]
+        picture, label, _, _ = plain[row]
         assert y_cls[place] == label
         assert any(torch.allclose(images[place], either, atol=1e-5) for either in (picture, picture.flip(2)))
 
@@ -531,3 +536,26 @@ def test_too_many_pictures_for_memory_are_refused(pixels: Path, monkeypatch: pyt
     dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, augment="fernet")
     with pytest.raises(MetadataError, match="--augment"):
         dataset.pictures()
+
+
+# FER+ votes
+
+
+def test_votes_come_with_the_rows_and_make_the_labels_of_ferplus8(voted: Path) -> None:
+    seven = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48)
+    assert len(seven) == 42 and seven.labels.name == "fer7"
+    columns = seven.rows.filter(like="votes_").to_numpy()
+    for row in range(len(seven)):
+        shares = seven[row][3]
+        if columns[row][9] == 10:  # no face
+            assert shares.isnan().all()
+        elif columns[row].max() == 5:
+            assert shares[:2].tolist() == [0.5, 0.5] and shares.sum() == 1
+        else:
+            assert LABEL_SETS["ferplus8"].names[int(shares.argmax())] == seven.rows["label"][row] and shares.max() == 1
+    eight = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48, labels=LABEL_SETS["ferplus8"])
+    clear = columns[:, :8].max(axis=1) == 10
+    assert eight.left_out == (~clear).sum() > 0 and len(eight) == clear.sum()
+    names = [LABEL_SETS["ferplus8"].names[index] for index in eight.y_cls]
+    assert names == eight.rows["label"].tolist() == seven.rows["label"][clear].tolist()
+    assert torch.equal(eight.y_votes, seven.y_votes[clear])

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "backbones": {"faces"},
     "models": {"labels", "faces", "backbones"},
     "losses": {"labels"},
-    "fer_transform": {"labels", "faces", "metadata_parallel"},
+    "fer_transform": {"labels", "faces", "layouts", "metadata_parallel"},
     "inference": {"labels", "metrics", "models"},
     "evaluate": {
         "labels",

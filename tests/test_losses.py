@@ -22,6 +22,7 @@ from losses import (
     masked_ccc,
     masked_mse,
     row_weights,
+    soft_cross_entropy,
 )
 
 COUNTS = torch.tensor([100.0, 25.0, 4.0], dtype=torch.float64)
@@ -335,6 +336,42 @@ def test_regression_losses_add_up() -> None:
     logits, affect, y_cls, y_reg = random_batch(2)
     parts = build_loss("ce", counts=torch.ones(5), reg_loss="ccc", reg_weight=2.0)(logits, affect, y_cls, y_reg)
     assert parts.total.item() == pytest.approx(parts.classification.item() + 2 * masked_ccc(affect, y_reg).item(), rel=1e-5)
+
+
+def test_soft_cross_entropy_against_a_slow_reference() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(6, 8, generator=generator, requires_grad=True)
+    target = torch.rand(6, 8, generator=generator)
+    target = target / target.sum(dim=1, keepdim=True)
+    target[1], target[4] = math.nan, math.nan
+    expected = 0.0
+    for row in (0, 2, 3, 5):
+        total = sum(math.exp(value) for value in logits[row].tolist())
+        expected -= sum(
+            share * math.log(math.exp(value) / total)
+            for share, value in zip(target[row].tolist(), logits[row].tolist(), strict=True)
+        )
+    loss = soft_cross_entropy(logits, target)
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-5)
+    loss.backward()
+    gradient = logits.grad
+    assert gradient is not None and gradient.isfinite().all() and (gradient[[1, 4]] == 0).all() and gradient[0].any()
+    hard = torch.nn.functional.one_hot(torch.tensor([3, 1, 0, 7, 2, 2]), 8).float()
+    assert soft_cross_entropy(logits, hard).item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, hard.argmax(dim=1)).item()
+    )
+    nothing = soft_cross_entropy(logits, torch.full((6, 8), math.nan))
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+def test_votes_are_a_third_part_of_the_loss() -> None:
+    logits, affect, y_cls, y_reg = random_batch(2)
+    votes, y_votes = torch.randn(len(y_cls), 8), torch.full((len(y_cls), 8), 1 / 8)
+    criterion = build_loss("ce", counts=torch.ones(5), reg_weight=2.0, votes_weight=0.25)
+    parts = criterion(logits, affect, y_cls, y_reg, votes, y_votes)
+    plain = criterion(logits, affect, y_cls, y_reg)
+    assert parts.votes.item() == pytest.approx(soft_cross_entropy(votes, y_votes).item()) and plain.votes.item() == 0
+    assert parts.total.item() == pytest.approx(plain.total.item() + 0.25 * parts.votes.item(), rel=1e-5)
 
 
 # Samplers

@@ -533,6 +533,28 @@ def test_ferplus_majority_by_hand():
     assert names == [winner for *_, winner in FERPLUS_ROWS]
 
 
+def test_ferplus_distribution_by_hand():
+    shares = layouts.ferplus_distribution(np.array([votes for _, votes, _ in FERPLUS_ROWS], np.uint8))
+    assert shares.shape == (9, 8) and shares.dtype == np.float32
+    expected = [
+        {"neutral": 4 / 9, "angry": 3 / 9, "disgust": 2 / 9},  # no majority, but votes
+        {"neutral": 1.0},  # the two for unknown are no expression
+        {"happy": 0.5, "surprise": 0.5},
+        {"angry": 1.0},
+        None,  # nothing is left
+        {"contempt": 1.0},
+        None,  # won by unknown
+        None,  # won by nf
+        {"sad": 4 / 7, "fear": 3 / 7},
+    ]
+    for row, by_name in zip(shares, expected, strict=True):
+        if by_name is None:
+            assert np.isnan(row).all()
+        else:
+            found = dict(zip(layouts.FERPLUS_VOTES[:8], row.tolist(), strict=True))
+            assert {name: share for name, share in found.items() if share} == pytest.approx(by_name)
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_ferplus_joins_by_row(tmp_path, form):
     if form == "csv":

@@ -480,10 +480,11 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
 
     images = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), -2.0)])
     y_cls, y_reg = torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-0.5, 0.25]])
+    unknown = torch.full((2, 8), math.nan)
     criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5)
     network: Any = Network()
     means = train.train_one_epoch(
-        network, [(images, y_cls, y_reg)], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
+        network, [(images, y_cls, y_reg, unknown)], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
         torch.amp.GradScaler("cpu", enabled=False), device=torch.device("cpu"), dtype=torch.float32, grad_clip=None,
         mixup=1.0, average=None, label="test",
     )  # fmt: skip
@@ -623,3 +624,76 @@ def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path:
     }
     assert (tmp_path / "again" / "confusion_matrix.png").is_file()
     assert not (tmp_path / "again" / "last.pth").exists() and not (tmp_path / "again" / "history.jsonl").exists()
+
+
+# Our own network
+
+
+def fernet_flags(data: Path, runs: Path, *more: str) -> list[str]:
+    flags = ["--recipe", "fernet_votes", "--epochs", "2", "--width", "8", "--img_size", "24", "--batch_size", "16"]
+    flags += ["--warmup_epochs", "0", "--device", "cpu", "--no-amp", "--workers", "0", "--runs", str(runs), "--seed", "3"]
+    return [
+        *flags,
+        "--train_meta",
+        str(data / "metadata_train.parquet"),
+        "--val_meta",
+        str(data / "metadata_val.parquet"),
+        *more,
+    ]
+
+
+def test_votes_are_learnt_by_a_second_head_and_scored_by_its_label_set(voted: Path, tmp_path: Path) -> None:
+    assert train.main([*fernet_flags(voted, tmp_path), "--exp", "votes"]) == 0
+    history = history_of(tmp_path / "votes")
+    parts = history[0]
+    assert parts["train_loss"] == pytest.approx(parts["train_loss_cls"] + parts["train_loss_votes"], rel=1e-4)
+    values = json.loads((tmp_path / "votes" / "metrics.json").read_text(encoding="utf-8"))
+    assert (values["label_set"], values["rows"], values["split"]) == ("fer7", 21, "test")
+    best = tmp_path / "votes" / "best.pth"
+    assert load_checkpoint(best).labels.name == "fer7" and load_checkpoint(best, label_set="fer4").labels.name == "fer7"
+    eight = load_checkpoint(best, label_set="ferplus8")
+    stored = read_checkpoint(best)["state_dict"]
+    assert eight.labels.name == "ferplus8" and torch.equal(eight.model.classifier.weight, stored["votes.weight"])
+    meta = ["--meta", str(voted / "metadata_test.parquet"), "--out", str(tmp_path / "eight")]
+    assert evaluate.main([str(best), *meta, "--label_set", "ferplus8"]) == 0
+    values = json.loads((tmp_path / "eight" / "metrics.json").read_text(encoding="utf-8"))
+    assert values["label_set"] == "ferplus8" and values["rows"] + values["rows_left_out"] == 21 > values["rows"]
+
+
+def test_a_resumed_training_in_memory_equals_an_uninterrupted_one(
+    voted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*fernet_flags(voted, tmp_path), "--no-score_test"]
+    assert train.main([*flags, "--exp", "whole"]) == 0
+    real, calls = train.train_one_epoch, []
+
+    def stop_in_the_second(*args: Any, **kwargs: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train, "train_one_epoch", stop_in_the_second)
+    assert train.main([*flags, "--exp", "cut"]) == 130
+    monkeypatch.setattr(train, "train_one_epoch", real)
+    assert train.main(["--resume", str(tmp_path / "cut")]) == 0
+    whole, resumed = (read_checkpoint(tmp_path / name / "last.pth")["state_dict"] for name in ("whole", "cut"))
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_norms_and_biases_need_not_decay(voted: Path, tmp_path: Path) -> None:
+    args = settings.parse_args(fernet_flags(voted, tmp_path, "--backbone_lr", "0.05"))
+    model = build_model("fernet", classes=7, affect=False, preprocess=Preprocess(24, 1, (0.5,), (0.25,)), width=8)
+    groups = train.prepare_optimizer(args, model).param_groups
+    assert [(group["weight_decay"], group["share"]) for group in groups] == [
+        (5e-4, 0.5),
+        (0.0, 0.5),
+        (5e-4, 1.0),
+        (0.0, 1.0),
+    ]
+    assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_votes_are_asked_for_where_there_are_none(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "index with --ferplus" in error_of(capsys, *fernet_flags(pixels, tmp_path))
