@@ -445,17 +445,38 @@ def evaluate(
     return values, text
 
 
-def copy_record(run: Path, out: Path, argv: Sequence[str]) -> None:
-    """Put the record of a training beside figures that were scored in another way than it does, with the command of that."""
-    if not (run / "run.json").is_file() or run.resolve() == out.resolve():
+def write_record(folders: Sequence[Path], epochs: Sequence[int | None], out: Path, argv: Sequence[str]) -> None:
+    """Put the record of the training beside figures that were scored in another way than it does, with the command of that.
+
+    For an ensemble the members' histories one after another, and of each its command and chosen epoch (of `epochs`). Nothing
+    where a folder holds no record, or is the one that is written.
+    """
+    if any(not (run / "run.json").is_file() or run.resolve() == out.resolve() for run in folders):
         return
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    write_text(
-        out / "run.json", json.dumps(record | {"scored": shlex.join(["python", "evaluate.py", *argv])}, indent=2) + "\n"
-    )
-    for name in ("history.jsonl", "training_history.png"):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, out / name)
+    records = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in folders]
+    scored = shlex.join(["python", "evaluate.py", *argv])
+    if len(records) == 1:
+        record = records[0] | {"scored": scored}
+        if (folders[0] / "training_history.png").is_file():
+            shutil.copyfile(folders[0] / "training_history.png", out / "training_history.png")
+    else:
+        shared = {
+            key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
+        }
+        members = [
+            {"name": run.name, "command": record["command"], "epoch": epoch, "epochs": len(history_lines(run))}
+            for run, record, epoch in zip(folders, records, epochs, strict=True)
+        ]
+        record = records[0] | {"command": scored, "args": shared, "members": members}
+        record.pop("resumed", None)
+    write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
+    write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
+
+
+def history_lines(run: Path) -> list[str]:
+    """The lines of a run folder's history.jsonl, none where it has none."""
+    path = run / "history.jsonl"
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
 
 
 def strength(text: str) -> float | None:
@@ -566,8 +587,9 @@ def main(argv: list[str] | None = None) -> int:
             seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
             more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        if own is not None:
-            copy_record(checkpoints[0].parent, out, argv)
+        if own is not None or len(members) > 1:
+            epochs = [member.info.get("epoch") for member in members]
+            write_record([path.parent for path in checkpoints], epochs, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

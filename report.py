@@ -63,8 +63,7 @@ def keep_run(run: Path, results: Path) -> Path:
     missing = [name for name in REQUIRED if not (run / name).is_file()]
     if missing:
         raise ReportError(
-            f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run} "
-            "(an ensemble has no training to keep)"
+            f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run}"
         )
     quoted = quoted_split(run)
     target = results / run.resolve().name
@@ -99,6 +98,8 @@ def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in run["args"].items()}
     more: dict[str, Any] = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
     more |= {"scored": cut(run["scored"])} if "scored" in run else {}
+    if "members" in run:
+        more["members"] = [member | {"command": cut(member["command"])} for member in run["members"]]
     return run | {"command": cut(run["command"]), "args": settings} | more
 
 
@@ -298,7 +299,7 @@ def overview(results: dict[str, dict[str, Any]], link: str) -> str:
                 f"{values['label_set']}, {values['split']}, {values['rows']:,} rows{study.scored_how([values])}",
                 f"**{figure(values['accuracy'])}** ({figure(values['accuracy_low'])} to {figure(values['accuracy_high'])})",
                 f"**{figure(values['macro_f1'])}**",
-                f"{values['epoch']} of {len(values['history'])}",
+                study.chosen_epochs(study.Group(exp, (study.Run(exp, values),))),
                 f"{minutes:.0f} min, {machine_of(values)}",
             ]
         )
@@ -345,7 +346,7 @@ def affect_table(results: dict[str, dict[str, Any]]) -> str:
 
 def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
     """One run, folded: its command, further scores, and its pictures, which lie in `folder` below `link`."""
-    typed = "\n".join(values["run"][key] for key in ("command", "scored") if key in values["run"])
+    typed = "\n".join(study.Run(exp, values).commands)
     parts = [f"<details><summary>{exp}</summary>\n", f"```\n{typed}\n```\n"]
     scores = (
         ("balanced accuracy", "balanced_accuracy"),

@@ -78,13 +78,14 @@ class Run:
 
     @property
     def commands(self) -> list[str]:
-        """What was typed: the trainings of its phases, then its scoring where that was no plain one."""
-        trained = [phase.values["run"]["command"] for phase in self.phases]
+        """What was typed: the trainings of its phases or members, then its scoring where that was no plain one."""
+        members = [member["command"] for member in self.values["run"].get("members", [])]
+        trained = [*members, *(phase.values["run"]["command"] for phase in self.phases)]
         return trained + ([self.values["run"]["scored"]] if "scored" in self.values["run"] else [])
 
     @property
     def minutes(self) -> float:
-        """Wall time of the training in minutes, earlier phases included."""
+        """Wall time of the training in minutes, earlier phases or all members included."""
         return sum(line["time_s"] for phase in self.phases for line in phase.values["history"]) / 60
 
 
@@ -105,7 +106,8 @@ class Group:
         more += scored_how([run.values for run in self.runs])
         if self.name in DOCUMENTED:
             return DOCUMENTED[self.name].system + more
-        return (first.settings.get("recipe") or first.values["model"]) + more
+        several = f"ensemble of {count} " if (count := first.values.get("members", 1)) > 1 else ""
+        return several + (first.settings.get("recipe") or first.values["model"]) + more
 
     def scores(self, key: str) -> list[float]:
         """A score of every run; empty where one of them lacks it, so that no seed is left out unsaid."""
@@ -191,11 +193,18 @@ def plus_minus(group: Group, key: str, *, sign: str = "Â±", undefined: str = "â€
 
 def chosen_epochs(group: Group) -> str:
     """The chosen epochs of the runs of how many, phase by phase: "23, 28, 28 of 30", "14 of 15 + 11 of 12"."""
+    if any("members" in run.values["run"] for run in group.runs):
+        return "; ".join(chosen_epochs_of_members(run) for run in group.runs)
     lengths = {tuple(len(phase.values["history"]) for phase in run.phases) for run in group.runs}
     if len(lengths) > 1:  # each run by itself
         return "; ".join(chosen_epochs(Group(run.name, (run,))) for run in group.runs)
     chosen = zip(*([str(phase.values["epoch"]) for phase in run.phases] for run in group.runs), strict=True)
     return " + ".join(f"{', '.join(epochs)} of {length}" for epochs, length in zip(chosen, lengths.pop(), strict=True))
+
+
+def chosen_epochs_of_members(run: Run) -> str:
+    """The chosen epochs of an ensemble's members, each of how many: "70 of 80, 75 of 80"."""
+    return ", ".join(f"{member['epoch']} of {member['epochs']}" for member in run.values["run"]["members"])
 
 
 def best_shown(groups: Sequence[Group], key: str) -> float | None:
