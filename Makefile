@@ -16,7 +16,7 @@ STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
 SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval study two-phase predict report test lint gpu tensorboard bench clean
+.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict report test lint gpu tensorboard bench clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -113,6 +113,18 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	@set -e; for recipe in $(STUDY); do for seed in $(SEEDS); do \
 	  $(call train_once,$${recipe}_seed$$seed,--recipe $$recipe --seed $$seed $(ARGS)); done; done
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
+
+# The members are the runs of `make train RECIPE=… SEEDS=…`; the student learns from what they say of the training rows.
+ENSEMBLE = $(or $(RECIPE),fernet)
+MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
+ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
+	@set -e; for seed in $(SEEDS); do \
+	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed $(ARGS)); done
+	$(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --calibrate --out runs/ensemble
+
+student: ensemble ## and one network that learns from the ensemble's probabilities
+	$(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --meta metadata_train.parquet --out runs/ensemble_on_training
+	@set -e; $(call train_once,student,--recipe $(ENSEMBLE) --teacher runs/ensemble_on_training/predictions.parquet $(ARGS))
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.

@@ -213,11 +213,35 @@ class PictureError(MetadataError):
         return super().__str__().splitlines()[-1].removeprefix(f"{__name__}.PictureError: ")
 
 
+def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> np.ndarray:
+    """The probabilities (N, classes) float32 that a predictions.parquet of evaluate.py holds for these rows, by name of the
+    class; NaN for rows that it lacks. Raises MetadataError where it is none, of other classes or of other rows.
+    """
+    import pandas as pd
+
+    columns = [f"p_{name}" for name in labels.names]
+    try:
+        said = pd.read_parquet(path)
+        shares = said[columns].to_numpy(np.float32)
+        keys = said["path"].fillna("") + said["index"].astype(str)
+    except (OSError, ValueError, KeyError) as error:
+        raise MetadataError(
+            f"{path} holds no probabilities of {', '.join(labels.names)} – make it with: "
+            "python evaluate.py TEACHER --meta metadata_train.parquet --out runs/teacher"
+        ) from error
+    place = {key: at for at, key in enumerate(keys)}
+    found = [place.get(key) for key in rows["path"].fillna("") + rows["index"].astype(str)]
+    if None in found and not any(at is not None for at in found):
+        raise MetadataError(f"{path} holds none of the training rows – score the teacher on metadata_train.parquet")
+    return np.stack([np.full(len(labels), np.nan, np.float32) if at is None else shares[at] for at in found])
+
+
 class FERDataset(Dataset):
-    """The rows of a metadata parquet as (image, y_cls, y_reg, y_votes).
+    """The rows of a metadata parquet as (image, y_cls, y_reg, soft).
 
     image: float32 (C, H, W); y_cls: long, the index in `labels`; y_reg: float32 (2,) [valence, arousal] in [−1, 1], NaN
-    where missing; y_votes: float32 (8,), the shares of the FER+ votes, NaN where missing.
+    where missing; soft: shares of classes, float32, NaN where missing: "votes" (8,) where the parquet has FER+ votes,
+    "teacher" (classes,) where another network's predictions are given (a predictions.parquet of these rows).
 
     `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts them). Labels of
     ferplus8 are the majority of the votes where the parquet has votes. `augment` names a row of AUGMENTATIONS; None gives
@@ -235,6 +259,7 @@ class FERDataset(Dataset):
         seed: int = 0,
         data_root: str | os.PathLike[str] | None = None,
         drop_invalid_va: bool = False,
+        teacher: str | os.PathLike[str] | None = None,
     ) -> None:
         rows, self.info = read_metadata(parquet)
         source = LABEL_SETS[self.info["label_set"]]
@@ -256,8 +281,11 @@ class FERDataset(Dataset):
         self.rows = rows
         self.y_cls = torch.tensor(rows["label"].map(index_of).to_numpy(dtype=np.int64))
         self.y_reg = torch.tensor(rows[["valence", "arousal"]].to_numpy(dtype=np.float32))
-        shares = ferplus_distribution(rows[list(VOTES)].to_numpy()) if voted else np.full((len(rows), 8), np.nan, np.float32)
-        self.y_votes = torch.tensor(shares)
+        self.soft: dict[str, Tensor] = {}
+        if voted:
+            self.soft["votes"] = torch.tensor(ferplus_distribution(rows[list(VOTES)].to_numpy()))
+        if teacher is not None:
+            self.soft["teacher"] = torch.tensor(read_teacher(teacher, rows, self.labels))
         self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]
         self.pixels: np.ndarray | None = None
         if self.images is not None:
@@ -317,13 +345,13 @@ class FERDataset(Dataset):
             pictures[row] = self.preprocess.resize(self.image(row))
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         image = self.image(row)
         if self.augmentation is None:
             tensor = torch.from_numpy(self.preprocess(image))
         else:
             tensor = self.augmentation(image, self.seed, int(self.epoch), row)
-        return tensor, self.y_cls[row], self.y_reg[row], self.y_votes[row]
+        return tensor, self.y_cls[row], self.y_reg[row], {key: shares[row] for key, shares in self.soft.items()}
 
 
 def default_workers(device: torch.device) -> int:
@@ -381,7 +409,8 @@ class BatchLoader:
         self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
         self.augmentation = dataset.batch_augmentation
         self.images = dataset.pictures().to(device)
-        self.labels = [labels.to(device) for labels in (dataset.y_cls, dataset.y_reg, dataset.y_votes)]
+        self.y_cls, self.y_reg = dataset.y_cls.to(device), dataset.y_reg.to(device)
+        self.soft = {key: shares.to(device) for key, shares in dataset.soft.items()}
         self.generator = torch.Generator(device)
         shape = (1, dataset.preprocess.channels, 1, 1)
         self.mean = torch.tensor(dataset.preprocess.mean, device=device).reshape(shape)
@@ -391,12 +420,13 @@ class BatchLoader:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 1)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]]:
         self.generator.manual_seed(epoch_seed(self.dataset.seed, int(self.dataset.epoch)))
         order = torch.tensor(list(self.sampler), device=self.images.device)
         for rows in order.split(self.batch_size)[: len(self)]:
             pictures = self.augmentation(self.images[rows], self.generator)
-            yield [(pictures - self.mean) / self.std, *(labels[rows] for labels in self.labels)]
+            soft = {key: shares[rows] for key, shares in self.soft.items()}
+            yield (pictures - self.mean) / self.std, self.y_cls[rows], self.y_reg[rows], soft
 
 
 # --- contact sheet ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ arousal (NaN) is masked, so that one network trains on data with and without it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -179,7 +179,8 @@ class LossParts(NamedTuple):
 
 class MultitaskLoss(nn.Module):
     """classification + reg_weight · affect, the sum of the multitask report (there cross-entropy, MSE and 0.5), and
-    votes_weight · the cross-entropy of the FER+ votes.
+    votes_weight · the cross-entropy of the FER+ votes. With a teacher's probabilities a share teacher_weight of the
+    classification loss is the cross-entropy of those (Hinton et al. 2015, at temperature 1).
 
     weights, margins and offsets: (classes,) or None; margins are taken from the true class's logit, offsets added to all
     logits; arcface: (scale, margin) or None; focal_gamma: None for cross-entropy; label_smoothing: in [0, 1). `weighting`
@@ -202,6 +203,7 @@ class MultitaskLoss(nn.Module):
         reg_loss: str = "mse",
         reg_weight: float,
         votes_weight: float = 0.0,
+        teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("weights", weights)
@@ -213,6 +215,7 @@ class MultitaskLoss(nn.Module):
         self.reg_loss = REG_LOSSES[reg_loss]
         self.reg_weight = reg_weight
         self.votes_weight = votes_weight
+        self.teacher_weight = teacher_weight
         self.weighting = True
 
     def classification(self, logits: Tensor, y_cls: Tensor) -> Tensor:
@@ -236,16 +239,20 @@ class MultitaskLoss(nn.Module):
         y_cls: Tensor,
         y_reg: Tensor,
         votes: Tensor | None = None,
-        y_votes: Tensor | None = None,
+        soft: Mapping[str, Tensor] | None = None,
     ) -> LossParts:
         """logits (N, classes), affect (N, 2) or None, y_cls (N,) long, y_reg (N, 2) with NaN where missing, votes (N, 8)
-        logits or None, y_votes (N, 8) shares, NaN in rows where they are missing."""
+        logits or None; soft: shares "votes" (N, 8) and "teacher" (N, classes), NaN in rows where they are missing."""
+        soft = soft or {}
         classification = self.classification(logits, y_cls)
+        if self.teacher_weight and "teacher" in soft:
+            taught = soft_cross_entropy(logits, soft["teacher"])
+            classification = (1.0 - self.teacher_weight) * classification + self.teacher_weight * taught
         nothing = classification.new_zeros(())
         regression = self.reg_loss(affect, y_reg) if affect is not None else nothing
-        soft = soft_cross_entropy(votes, y_votes) if votes is not None and y_votes is not None else nothing
-        total = classification + self.reg_weight * regression + self.votes_weight * soft
-        return LossParts(total, classification, regression, soft)
+        voted = soft_cross_entropy(votes, soft["votes"]) if votes is not None and "votes" in soft else nothing
+        total = classification + self.reg_weight * regression + self.votes_weight * voted
+        return LossParts(total, classification, regression, voted)
 
 
 def build_loss(
@@ -262,6 +269,7 @@ def build_loss(
     reg_loss: str = "mse",
     reg_weight: float,
     votes_weight: float = 0.0,
+    teacher_weight: float = 0.0,
 ) -> MultitaskLoss:
     """The loss `loss` of LOSSES for a training split with these rows per class (classes,).
 
@@ -278,6 +286,7 @@ def build_loss(
         reg_loss=reg_loss,
         reg_weight=reg_weight,
         votes_weight=votes_weight,
+        teacher_weight=teacher_weight,
     )
 
 

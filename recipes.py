@@ -18,6 +18,7 @@ BASE: dict[str, Any] = {
     "sampler": "default", "mixup": 0.0, "ema": 0.0,
     "loss": "ce", "focal_gamma": 2.0, "weight_mode": "inv_sqrt", "beta": 0.999, "drw_epoch": None, "tau": 1.0,
     "label_smoothing": 0.0, "reg_loss": "mse", "reg_weight": 0.5, "votes_weight": 0.0,
+    "teacher": None, "teacher_weight": 0.5,
     "select": "accuracy", "patience": 0, "score_test": True, "save_optimizer": False, "save_path": None,
 }  # fmt: skip
 

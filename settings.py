@@ -105,6 +105,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
     flag("reg_weight", type=float, help="weight of the valence/arousal loss")
     flag("votes_weight", type=float, help="weight of the loss of a second head, which learns FER+ votes; 0 for none")
+    flag("teacher", metavar="PARQUET", help="predictions.parquet of the training rows by another network, to learn from")
+    flag("teacher_weight", type=float, help="share of the classification loss that is the teacher's")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
     flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
@@ -131,7 +133,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
     "width": (8, math.inf), "stochastic_depth": (0, 0.999),
     "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
-    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf),
+    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1),
     "patience": (0, math.inf), "workers": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }  # fmt: skip
@@ -212,6 +214,8 @@ def check(args: argparse.Namespace) -> None:
             raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
     if LOSSES[args.loss].margins and args.head == "softmax":
         raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
+    if args.teacher is None and args.teacher_weight != recipe["teacher_weight"]:
+        raise TrainingError("--teacher_weight does nothing here – add --teacher PARQUET")
     if args.init is not None and args.vggface2_preprocess != recipe["vggface2_preprocess"]:
         raise TrainingError("--vggface2_preprocess does nothing here: --init's checkpoint says what it sees – leave it out")
     if args.exp is not None and Path(args.exp).name != args.exp:

@@ -99,18 +99,20 @@ def train_one_epoch(
     totals = np.zeros(5)  # loss, classification loss, affect loss, votes loss, hits; each times rows
     rows = 0
     bar = tqdm(loader, desc=label, unit="batch", leave=False, disable=None)
-    for images, y_cls, y_reg, y_votes in bar:
+    for images, y_cls, y_reg, soft in bar:
         images = images.to(device, non_blocking=True, memory_format=layout)
-        y_cls, y_reg, y_votes = (labels.to(device, non_blocking=True) for labels in (y_cls, y_reg, y_votes))
+        y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
+        soft = {key: shares.to(device, non_blocking=True) for key, shares in soft.items()}
         share, other = mixup_share(mixup), None
         if share < 1.0:
             other = torch.randperm(len(y_cls)).to(device)
             images = (share * images + (1.0 - share) * images[other]).contiguous(memory_format=layout)
         with autocast(device, dtype):
             output = model(images)
-        loss = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, y_votes)
+        loss = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft)
         if other is not None:
-            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, y_votes[other])
+            others = {key: shares[other] for key, shares in soft.items()}
+            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, others)
             loss = LossParts(*(share * a + (1.0 - share) * b for a, b in zip(loss, second, strict=True)))
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss.total).backward()
@@ -287,7 +289,9 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
         "data_root": args.data_root,
         "drop_invalid_va": args.drop_invalid_va,
     }
-    train_set = FERDataset(args.train_meta, labels=labels, augment=args.augment, seed=args.seed, **common)
+    train_set = FERDataset(
+        args.train_meta, labels=labels, augment=args.augment, seed=args.seed, teacher=args.teacher, **common
+    )
     val_set = FERDataset(args.val_meta, labels=train_set.labels, **common)
     for name, dataset, split in (("training", train_set, "train"), ("validation", val_set, "val")):
         left_out = f" ({dataset.left_out} left out)" if dataset.left_out else ""
@@ -385,6 +389,7 @@ def prepare_loss(args: argparse.Namespace, counts: Tensor) -> MultitaskLoss:
         reg_loss=args.reg_loss,
         reg_weight=args.reg_weight,
         votes_weight=args.votes_weight,
+        teacher_weight=args.teacher_weight if args.teacher is not None else 0.0,
     )
 
 
@@ -494,7 +499,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     if args.affect and affect_rows == 0:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
 
-    if args.votes_weight and train_set.y_votes.isnan().all():
+    if args.votes_weight and "votes" not in train_set.soft:
         raise TrainingError(f"--votes_weight: {args.train_meta} has no FER+ votes – index with --ferplus fer2013new.csv")
 
     counts = class_counts(train_set.y_cls, len(train_set.labels))

@@ -81,9 +81,9 @@ def test_items_of_pixels(pixels: Path) -> None:
         dataset = FERDataset(pixels / f"metadata_{split}.parquet", preprocess=GREY_48)
         rows, _ = read_metadata(pixels / f"metadata_{split}.parquet")
         for row in range(len(rows)):
-            image, y_cls, y_reg, y_votes = dataset[row]
+            image, y_cls, y_reg, soft = dataset[row]
             assert LABEL_SETS["fer7"].names[int(y_cls)] == rows["label"][row]
-            assert y_reg.isnan().all() and y_votes.shape == (8,) and y_votes.isnan().all()
+            assert y_reg.isnan().all() and soft == {}
             np.testing.assert_allclose(image[0].numpy() * 127.5 + 127.5, stored[rows["index"][row]], atol=1e-3)
     assert isinstance(dataset.pixels, np.memmap)  # never read whole
 
@@ -506,13 +506,9 @@ def test_a_batch_loader_gives_every_row_with_its_labels(pixels: Path, monkeypatc
     rows = list(range(len(dataset)))[::-1]
     loader = BatchLoader(dataset, batch_size=41, device=CPU, sampler=rows)  # type: ignore[arg-type]
     assert len(dataset) == 42 and len(loader) == 1  # a batch of one is dropped
-    ((images, y_cls, y_reg, y_votes),) = list(loader)
-    assert (
-        images.shape == (41, 1, 48, 48)
-        and images.dtype == torch.float32
-        and y_reg.shape == (41, 2)
-        and y_votes.shape == (41, 8)
-    )
+    ((images, y_cls, y_reg, soft),) = list(loader)
+    assert images.shape == (41, 1, 48, 48) and images.dtype == torch.float32
+    assert y_reg.shape == (41, 2) and soft == {}
     for place, row in enumerate(rows[:41]):
         picture, label, _, _ = plain[row]
         assert y_cls[place] == label
@@ -546,7 +542,7 @@ def test_votes_come_with_the_rows_and_make_the_labels_of_ferplus8(voted: Path) -
     assert len(seven) == 42 and seven.labels.name == "fer7"
     columns = seven.rows.filter(like="votes_").to_numpy()
     for row in range(len(seven)):
-        shares = seven[row][3]
+        shares = seven[row][3]["votes"]
         if columns[row][9] == 10:  # no face
             assert shares.isnan().all()
         elif columns[row].max() == 5:
@@ -558,4 +554,27 @@ def test_votes_come_with_the_rows_and_make_the_labels_of_ferplus8(voted: Path) -
     assert eight.left_out == (~clear).sum() > 0 and len(eight) == clear.sum()
     names = [LABEL_SETS["ferplus8"].names[index] for index in eight.y_cls]
     assert names == eight.rows["label"].tolist() == seven.rows["label"][clear].tolist()
-    assert torch.equal(eight.y_votes, seven.y_votes[clear])
+    assert torch.equal(eight.soft["votes"], seven.soft["votes"][clear])
+
+
+def test_a_teacher_speaks_of_the_rows_that_it_has_seen_by_name(voted: Path, tmp_path: Path) -> None:
+    rows, _ = read_metadata(voted / "metadata_train.parquet")
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.ones(7), size=len(rows))
+    table = rows[["path", "index"]].assign(
+        **{f"p_{name}": shares[:, at] for at, name in enumerate(LABEL_SETS["fer7"].names)}
+    )
+    table.iloc[::-1].iloc[5:].to_parquet(tmp_path / "said.parquet")  # another order, and without the last five
+    dataset = FERDataset(
+        voted / "metadata_train.parquet", preprocess=GREY_48, augment="fernet", teacher=tmp_path / "said.parquet"
+    )
+    said = dataset.soft["teacher"]
+    np.testing.assert_allclose(said[:-5].numpy(), shares[:-5], rtol=1e-5)
+    assert said[-5:].isnan().all()
+    loader = BatchLoader(dataset, batch_size=8, device=CPU, sampler=list(range(len(dataset))))  # type: ignore[arg-type]
+    soft = next(iter(loader))[3]
+    assert torch.equal(soft["teacher"], said[:8]) and soft["votes"].shape == (8, 8)
+    for other, wrong in (("test", table), ("train", table.drop(columns="p_fear"))):
+        wrong.to_parquet(tmp_path / "wrong.parquet")
+        with pytest.raises(MetadataError, match=r"metadata_train\.parquet"):
+            FERDataset(voted / f"metadata_{other}.parquet", preprocess=GREY_48, teacher=tmp_path / "wrong.parquet")

@@ -368,10 +368,21 @@ def test_votes_are_a_third_part_of_the_loss() -> None:
     logits, affect, y_cls, y_reg = random_batch(2)
     votes, y_votes = torch.randn(len(y_cls), 8), torch.full((len(y_cls), 8), 1 / 8)
     criterion = build_loss("ce", counts=torch.ones(5), reg_weight=2.0, votes_weight=0.25)
-    parts = criterion(logits, affect, y_cls, y_reg, votes, y_votes)
+    parts = criterion(logits, affect, y_cls, y_reg, votes, {"votes": y_votes})
     plain = criterion(logits, affect, y_cls, y_reg)
     assert parts.votes.item() == pytest.approx(soft_cross_entropy(votes, y_votes).item()) and plain.votes.item() == 0
     assert parts.total.item() == pytest.approx(plain.total.item() + 0.25 * parts.votes.item(), rel=1e-5)
+
+
+def test_a_teacher_has_its_share_of_the_classification_loss() -> None:
+    logits, affect, y_cls, y_reg = random_batch(2)
+    soft = {"teacher": torch.rand(logits.shape).softmax(dim=1)}
+    plain = build_loss("ce", counts=torch.ones(5), reg_weight=2.0, label_smoothing=0.1)(logits, affect, y_cls, y_reg)
+    criterion = build_loss("ce", counts=torch.ones(5), reg_weight=2.0, label_smoothing=0.1, teacher_weight=0.3)
+    taught = criterion(logits, affect, y_cls, y_reg, None, soft)
+    expected = 0.7 * plain.classification.item() + 0.3 * soft_cross_entropy(logits, soft["teacher"]).item()
+    assert taught.classification.item() == pytest.approx(expected, rel=1e-5)
+    assert criterion(logits, affect, y_cls, y_reg).classification.item() == pytest.approx(plain.classification.item())
 
 
 # Samplers

@@ -87,7 +87,17 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         shown = recipe(capsys, "--recipe", name)
         assert shown["recipe"] == name and all(shown[key] == value for key, value in row.items())
         may_be_empty = {"freeze_epochs", "unfreeze_all_at", "grad_clip", "save_path", "data_root", "label_set", "exp"}
-        may_be_empty |= {"workers", "amp", "resume", "drw_epoch", "init", "test_meta", "backbone_lr", *BACKBONE_OPTIONS}
+        may_be_empty |= {
+            "workers",
+            "amp",
+            "resume",
+            "drw_epoch",
+            "init",
+            "test_meta",
+            "backbone_lr",
+            "teacher",
+            *BACKBONE_OPTIONS,
+        }
         assert {key for key, value in shown.items() if value is None} <= may_be_empty
 
 
@@ -146,6 +156,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--loss wce --drw_epoch 9", "--drw_epoch 9 comes after the last of 3 epochs"),
         ("--vggface2_ckpt a.pth", "--vggface2_ckpt does nothing here – add --weights auto or --weights vggface2"),
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
+        ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
         ("--mixup inf", "--mixup must lie between"),
         ("--init a.pth", "a.pth not found"),
         ("--model resnet50 --weights auto --init a.pth --vggface2_preprocess bgr255", "--init's checkpoint says what"),

@@ -480,11 +480,10 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
 
     images = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), -2.0)])
     y_cls, y_reg = torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-0.5, 0.25]])
-    unknown = torch.full((2, 8), math.nan)
     criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5)
     network: Any = Network()
     means = train.train_one_epoch(
-        network, [(images, y_cls, y_reg, unknown)], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
+        network, [(images, y_cls, y_reg, {})], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
         torch.amp.GradScaler("cpu", enabled=False), device=torch.device("cpu"), dtype=torch.float32, grad_clip=None,
         mixup=1.0, average=None, label="test",
     )  # fmt: skip
@@ -697,3 +696,17 @@ def test_norms_and_biases_need_not_decay(voted: Path, tmp_path: Path) -> None:
 
 def test_votes_are_asked_for_where_there_are_none(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "index with --ferplus" in error_of(capsys, *fernet_flags(pixels, tmp_path))
+
+
+def test_a_student_learns_from_the_predictions_of_another(voted: Path, tmp_path: Path) -> None:
+    flags = [*fernet_flags(voted, tmp_path), "--no-score_test", "--epochs", "1"]
+    assert train.main([*flags, "--exp", "master"]) == 0
+    meta = ["--meta", str(voted / "metadata_train.parquet"), "--tta", "flip"]
+    assert evaluate.main([str(tmp_path / "master"), *meta, "--out", str(tmp_path / "said")]) == 0
+    teacher = ["--teacher", str(tmp_path / "said" / "predictions.parquet")]
+    assert train.main([*flags, "--exp", "student", *teacher, "--teacher_weight", "0.9"]) == 0
+    alone, taught = (history_of(tmp_path / name)[0] for name in ("master", "student"))
+    assert alone["train_loss_cls"] != taught["train_loss_cls"]
+    assert alone["train_loss_votes"] == pytest.approx(taught["train_loss_votes"], rel=0.2)
+    missing = ["--teacher", str(tmp_path / "none.parquet"), "--exp", "no"]
+    assert train.main([*flags, *missing]) == 2
