@@ -16,7 +16,7 @@ STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
 SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict report test lint gpu tensorboard bench clean
+.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict export report test lint gpu tensorboard bench clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -32,8 +32,9 @@ satisfied = $(shell python3 -c '$(SATISFIES)' $(1) 2>/dev/null && echo python3)
 
 VENV := .venv/bin/python
 PYTHON := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt),$(VENV))
-PYTHON_DEV := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-dev.txt),$(VENV))
+PYTHON_DEV := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-export.txt requirements-dev.txt),$(VENV))
 READY := $(if $(filter $(VENV),$(PYTHON)),.venv/installed)
+READY_EXPORT := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-export)
 READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
 
 # The first interpreter that runs and is new enough.
@@ -47,9 +48,13 @@ $(VENV):
 	$(VENV) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements.txt requirements-dev.txt | $(VENV)
-	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-export: requirements.txt requirements-export.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -r requirements-export.txt
 	@touch $@ .venv/installed
+
+.venv/installed-dev: requirements.txt requirements-export.txt requirements-dev.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/installed .venv/installed-export
 
 # What `make eval` scores: the run named, else the newest, else one that is trained for it.
 NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
@@ -139,6 +144,9 @@ two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS),
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
 	$(PYTHON) predict.py "$(IMG)" $(ARGS)
+
+export: $(READY_EXPORT) ## EXP (default: the newest run) as an ONNX file beside its checkpoint
+	$(PYTHON) export.py "$(CHECKPOINT)" $(ARGS)
 
 report: $(READY) ## keep the run EXP, if one is named, under results/, and write RESULTS.md
 	$(PYTHON) report.py $(if $(EXP),runs/$(EXP)) $(ARGS)

@@ -406,6 +406,11 @@ def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
     return rows / rows.sum()
 
 
+def parameters(member: Checkpoint) -> int:
+    """The number of a network's parameters; an ONNX file says it."""
+    return member.info.get("parameters") or sum(values.numel() for values in member.model.parameters())
+
+
 def evaluate(
     joined: Predictions,
     dataset: FERDataset,
@@ -428,7 +433,7 @@ def evaluate(
     values: dict[str, Any] = {
         "exp": exp, "model": model_name, "split": split, "rows": len(dataset), "rows_left_out": dataset.left_out,
         "label_set": labels.name, "split_id": dataset.info["split_id"], "epoch": members[0].info.get("epoch"),
-        "members": len(members), "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
+        "members": len(members), "parameters": sum(parameters(member) for member in members),
     } | more | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
     reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
     text = text_report(values, joined, labels.names, counts=counts, pattern=pattern)

@@ -24,6 +24,7 @@ from torch.nn import functional
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
 from faces import Preprocess
 from labels import LABEL_SETS, LabelSet, label_set_of
+from onnx_network import ModelError, OnnxNetwork
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What VGGFace2 weights want their input to be: as the multitask report has it, or, for ports of the authors' Caffe
@@ -48,10 +49,6 @@ TRAINING_STATE = (
     "averaged_steps",
 )  # what using a network does not need
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
-
-
-class ModelError(Exception):
-    """A checkpoint or weights file that cannot be used; the message is one line and says what to do next."""
 
 
 class Output(NamedTuple):
@@ -461,8 +458,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = None) -> Checkpoint:
     """Rebuild the network of a checkpoint: float32, eval mode, on the CPU. Raises ModelError.
 
-    With a head for the FER+ votes, `label_set` "ferplus8" makes that the network's classifier; any other leaves it aside.
+    With a head for the FER+ votes, `label_set` "ferplus8" makes that the network's classifier; any other leaves it aside. An
+    ONNX file of export.py answers in the place of its checkpoint, on the CPU.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        network = OnnxNetwork(path)
+        voted = "votes" in network.heads and label_set == VOTED.name
+        model: Any = OnnxModule(network, "votes" if voted else "logits")
+        return Checkpoint(model, network.heads[model.head], network.preprocess, network.info)
     contents = read_checkpoint(path)
     preprocess = Preprocess.from_dict(contents["preprocess"])
     model = build_model(contents["model"], classes=len(contents["labels"]), preprocess=preprocess, **contents["model_args"])
@@ -474,6 +477,20 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     if model.votes is not None and label_set == VOTED.name:
         model.classifier, labels = model.votes, VOTED
     return Checkpoint(model.eval(), labels, preprocess, contents)
+
+
+class OnnxModule(nn.Module):
+    """An ONNX file in the place of an `ExpressionNet`, with the classifier `head` as its logits."""
+
+    def __init__(self, network: OnnxNetwork, head: str = "logits") -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.votes = None
+
+    def forward(self, images: Tensor) -> Output:
+        said = {name: torch.from_numpy(values) for name, values in self.network(images.cpu().contiguous().numpy()).items()}
+        return Output(said[self.head], said.get("affect"), said.get("votes"))
 
 
 def versions() -> dict[str, str]:

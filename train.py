@@ -490,6 +490,10 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     print(f"device: {device}; precision: {reason}")
     resumed = None if args.resume is None else read_checkpoint(args.resume)
     initial = load_checkpoint(args.init) if args.init is not None and resumed is None else None
+    if initial is not None and not isinstance(initial.model, ExpressionNet):
+        raise TrainingError(
+            f"--init {args.init}: an ONNX file cannot be trained on – give the checkpoint that it is made of"
+        )
     preprocess = choose_preprocess(args, resumed, initial)
     train_set, val_set = prepare_data(args, preprocess)
 

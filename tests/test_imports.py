@@ -18,7 +18,9 @@ MAY_IMPORT = {
     "layouts": {"labels", "faces"},
     "metadata_parallel": {"labels", "faces", "layouts"},
     "backbones": {"faces"},
-    "models": {"labels", "faces", "backbones"},
+    "onnx_network": {"labels", "faces"},
+    "models": {"labels", "faces", "backbones", "onnx_network"},
+    "export": {"labels", "metadata_parallel", "fer_transform", "models", "onnx_network", "inference", "evaluate"},
     "losses": {"labels"},
     "fer_transform": {"labels", "faces", "layouts", "metadata_parallel"},
     "inference": {"labels", "metrics", "models"},
@@ -51,7 +53,7 @@ MAY_IMPORT = {
     },
     "study": {"labels", "figures", "recipes"},
     "report": {"labels", "metrics", "evaluate", "recipes", "study"},
-    "predict": {"labels", "faces", "models"},
+    "predict": {"labels", "faces", "models", "onnx_network"},
     "sample_faces": {"labels"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

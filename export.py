@@ -1,0 +1,276 @@
+"""Write a checkpoint as an ONNX file, which prediction runs without torch: float32, or 8-bit integers.
+
+The file holds labels, `Preprocess` and temperatures besides the network. It is written only where its answers equal the
+checkpoint's to 1e-4 (float32); with the validation split at hand, accuracy is reported for all and temperatures are fitted.
+
+    python export.py runs/lightcnn weights/lightcnn.onnx
+    python export.py runs/lightcnn weights/lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluate import EvaluationError, check_belongs
+from fer_transform import FERDataset, make_loader
+from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
+from metadata_parallel import MetadataError, read_metadata
+from models import VOTED, Checkpoint, ExpressionNet, ModelError, OnnxModule, Output, load_checkpoint, versions
+from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
+
+KEPT = ("model", "exp", "recipe", "seed", "epoch", "split_id", "label_set", "affect_rows", "class_counts")  # of a checkpoint
+TOLERANCE = 1e-4  # between the outputs of checkpoint and float32 file
+CPU = torch.device("cpu")
+
+
+class ExportError(Exception):
+    """A file that cannot be written; the message is one line and says what to do next."""
+
+
+class Outputs(nn.Module):
+    """A network's heads as a tuple, which is what ONNX knows."""
+
+    def __init__(self, model: ExpressionNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(head for head in self.model(images) if head is not None)
+
+
+def head_names(model: ExpressionNet) -> list[str]:
+    """The outputs of a network, by the names of `Output`."""
+    return ["logits"] + ["affect"] * (model.regressor is not None) + ["votes"] * (model.votes is not None)
+
+
+def write_float32(checkpoint: Checkpoint, path: Path) -> None:
+    """Trace the network into an ONNX file of one piece, for any number of images."""
+    pre = checkpoint.preprocess
+    example = torch.zeros(2, pre.channels, pre.size_px, pre.size_px)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on what the exporter itself will change one day
+        program: Any = torch.onnx.export(
+            Outputs(checkpoint.model).eval(),
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=head_names(checkpoint.model),
+            dynamic_shapes={"images": {0: torch.export.Dim("rows")}},
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+
+
+def largest_difference(checkpoint: Checkpoint, path: Path, images: Tensor) -> float:
+    """The largest absolute difference between the outputs of the checkpoint and of an ONNX file."""
+    with torch.inference_mode():
+        expected = checkpoint.model.eval()(images)
+    found = OnnxModule(OnnxNetwork(path))(images)
+    return max((ours - theirs).abs().max().item() for ours, theirs in zip(expected, found, strict=True) if ours is not None)
+
+
+def write_int8(source: Path, target: Path, pictures: Sequence[Tensor]) -> None:
+    """Quantise a float32 file statically: weights by channel, activations by the range that they take on `pictures`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Pictures(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows: Iterator[Tensor] = iter(pictures)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            picture = next(self.rows, None)
+            return None if picture is None else {"images": picture[None].numpy()}
+
+    logging.getLogger().setLevel(logging.ERROR)
+    prepared = target.with_suffix(".prepared")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(target),
+        Pictures(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def write_metadata(path: Path, contents: dict[str, Any]) -> None:
+    """Put the description into an ONNX file's own metadata, as JSON."""
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(contents)})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def describe_file(checkpoint: Checkpoint, temperatures: dict[str, float]) -> dict[str, Any]:
+    """What an ONNX file says of itself: heads with their labels and temperatures, `Preprocess`, where it comes from."""
+    heads = {"logits": checkpoint.labels} | ({"votes": VOTED} if checkpoint.model.votes is not None else {})
+    info = checkpoint.info
+    return {
+        "format": ONNX_FORMAT,
+        "heads": {
+            name: {"label_set": labels.name, "labels": list(labels.names), "temperature": temperatures.get(name, 1.0)}
+            for name, labels in heads.items()
+        },
+        "affect": checkpoint.model.regressor is not None and info.get("affect_rows", 0) > 0,
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        **{key: info.get(key) for key in KEPT},
+        "versions": versions(),
+    }
+
+
+def score_heads(checkpoint: Checkpoint, network: nn.Module, val_meta: Path) -> dict[str, Predictions]:
+    """What a network says of the validation rows, by each classifier for which they have labels: `logits` and `votes`."""
+    said = {}
+    for name, labels in (("logits", checkpoint.labels), ("votes", VOTED)):
+        if name == "votes" and (checkpoint.model.votes is None or "votes_happy" not in read_metadata(val_meta)[0]):
+            continue
+        dataset = FERDataset(val_meta, labels=labels, preprocess=checkpoint.preprocess)
+        loader = make_loader(dataset, batch_size=BATCH_SIZE, workers=0, device=CPU)
+        first: Any = HeadFirst(network, name)
+        said[name] = run_inference(first, loader, device=CPU, label=f"scoring {name}")
+    return said
+
+
+class HeadFirst(nn.Module):
+    """A network whose `logits` are those of the classifier `name`."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, images: Tensor) -> Output:
+        output = self.network(images)
+        return output._replace(logits=getattr(output, self.name))
+
+
+def accuracy_line(kind: str, size_bytes: int, said: dict[str, Predictions], labels: dict[str, str]) -> str:
+    """One line on a file: its size and its accuracy on the validation rows, by head."""
+    scores = [f"{labels[name]} {(rows.y_true == rows.y_pred).mean():.4f}" for name, rows in said.items()]
+    return f"{kind:<11}{size_bytes / 1e6:>8.1f} MB   accuracy on the validation split: {', '.join(scores)}"
+
+
+def export(
+    checkpoint: Checkpoint,
+    source: Path,
+    out: Path,
+    *,
+    int8: bool,
+    train_meta: Path,
+    val_meta: Path | None,
+    calibration: int,
+) -> list[str]:
+    """Write the ONNX file and return lines on it. Raises ExportError, EvaluationError or MetadataError."""
+    pre = checkpoint.preprocess
+    lines = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        plain = Path(folder) / "float32.onnx"
+        write_float32(checkpoint, plain)
+        write_metadata(plain, describe_file(checkpoint, {}))
+        images = torch.randn(8, pre.channels, pre.size_px, pre.size_px, generator=torch.Generator().manual_seed(0))
+        difference = largest_difference(checkpoint, plain, images)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{source}: the ONNX file answers otherwise than the checkpoint (by up to {difference:.1e}, allowed "
+                f"{TOLERANCE:.0e}) – nothing was written; is it trained to the end, and are its weights numbers?"
+            )
+        lines.append(f"largest difference between checkpoint and float32 file: {difference:.1e}")
+        written = plain
+        if int8:
+            dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre)
+            chosen = np.random.default_rng(0).choice(len(dataset), size=min(calibration, len(dataset)), replace=False)
+            written = Path(folder) / "int8.onnx"
+            write_int8(plain, written, [dataset[int(row)][0] for row in chosen])
+            write_metadata(written, describe_file(checkpoint, {}))
+        temperatures = {}
+        if val_meta is not None:
+            label_sets = {"logits": checkpoint.labels.name, "votes": VOTED.name}
+            said = score_heads(checkpoint, checkpoint.model, val_meta)
+            lines.append(accuracy_line("checkpoint", source.stat().st_size, said, label_sets))
+            for kind, path in {"float32": plain, "int8": written}.items() if int8 else {"float32": plain}.items():
+                said = score_heads(checkpoint, OnnxModule(OnnxNetwork(path)), val_meta)
+                lines.append(accuracy_line(kind, path.stat().st_size, said, label_sets))
+            temperatures = {name: fit_temperature(rows) for name, rows in said.items()}
+            lines.append("temperatures: " + ", ".join(f"{label_sets[name]} {t:.3f}" for name, t in temperatures.items()))
+        write_metadata(written, describe_file(checkpoint, temperatures))
+        written.replace(out)
+    return lines
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
+    parser.add_argument("out", type=Path, nargs="?", help="the .onnx file (default: beside the checkpoint)")
+    parser.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training pictures")
+    parser.add_argument("--calibration", type=int, default=512, help="how many of them (default: %(default)s)")
+    parser.add_argument("--train_meta", "--train-meta", type=Path, default=Path("metadata_train.parquet"))
+    parser.add_argument(
+        "--val_meta", "--val-meta", type=Path, default=Path("metadata_val.parquet"),
+        help="parquet of the rows for accuracy and temperatures, left out where it is not there (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export; status 2 with one line where that cannot be done."""
+    args = build_parser().parse_args(argv)
+    path = args.checkpoint / "best.pth" if args.checkpoint.is_dir() else args.checkpoint
+    out = args.out or path.with_suffix(".onnx")
+    try:
+        if out.suffix.lower() != ".onnx":
+            raise ExportError(f"{out} must end in .onnx")
+        if args.calibration < 1:
+            raise ExportError("--calibration must be at least 1")
+        if args.int8 and not args.train_meta.is_file():
+            raise ExportError(
+                f"{args.train_meta} not found: 8-bit files are calibrated on training pictures – give --train_meta"
+            )
+        if path.suffix.lower() == ".onnx":
+            raise ExportError(f"{path} is an ONNX file already – give a checkpoint: best.pth")
+        checkpoint = load_checkpoint(path)
+        val_meta = args.val_meta if args.val_meta.is_file() else None
+        for meta in [args.train_meta] * args.int8 + [val_meta] * (val_meta is not None):
+            check_belongs(checkpoint, path, meta, cross_dataset=False)
+        lines = export(
+            checkpoint,
+            path,
+            out,
+            int8=args.int8,
+            train_meta=args.train_meta,
+            val_meta=val_meta,
+            calibration=args.calibration,
+        )
+    except (ExportError, EvaluationError, MetadataError, ModelError, OSError) as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"export.py: {error.name} is missing – run: pip install -r requirements-export.txt", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"try it: python predict.py --model {shlex.quote(str(out))} face.jpg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

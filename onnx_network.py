@@ -1,0 +1,64 @@
+"""A network in an ONNX file: how it is opened, what it says of itself, and its answers as numpy arrays, without torch.
+
+`export.py` writes such files, `predict.py` uses them; `models.load_checkpoint` puts one in the place of a checkpoint.
+
+    python -c "import onnx_network; print(onnx_network.OnnxNetwork('weights/lightcnn.onnx').heads)"
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faces import Preprocess
+from labels import LabelSet, label_set_of
+
+ONNX_FORMAT = 1
+METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as JSON
+
+
+class ModelError(Exception):
+    """A network's file that cannot be used; the message is one line and says what to do next."""
+
+
+class OnnxNetwork:
+    """A network of an ONNX file, ready to answer.
+
+    heads: the label set of each classifier, by the name of its output ("logits", and "votes" where there is a second);
+    temperatures: by what their logits are divided, by the same names; affect: whether it knows valence and arousal;
+    preprocess: how its input is made; info: everything else that the file says. Raises ModelError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, gpu: bool = False) -> None:
+        if not Path(path).is_file():
+            raise ModelError(f"{path} not found – is the path right? Such a file is made by: python export.py CKPT {path}")
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ModelError(f"{path} needs onnxruntime – run: pip install -r requirements.txt") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is wrong is said below
+        wanted = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises a kind of its own for each fault
+            raise ModelError(f"{path} is no ONNX file that can be run ({type(error).__name__}) – export it again") from error
+        stored = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if stored is None:
+            raise ModelError(f"{path} is not a network of this project (it does not say which classes it knows)")
+        self.info: dict[str, Any] = json.loads(stored)
+        if self.info["format"] != ONNX_FORMAT:
+            raise ModelError(f"{path} has format {self.info['format']}, this program reads {ONNX_FORMAT}")
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.heads: dict[str, LabelSet] = {name: label_set_of(head["labels"]) for name, head in self.info["heads"].items()}
+        self.temperatures: dict[str, float] = {name: head["temperature"] for name, head in self.info["heads"].items()}
+        self.affect: bool = self.info["affect"]
+        self.preprocess = Preprocess.from_dict(self.info["preprocess"])
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images, float32 (N, C, H, W) of `preprocess`, → "logits" (N, classes), and "affect" (N, 2) and "votes" (N, 8)
+        where the network has those heads; float32."""
+        return dict(zip(self.outputs, self.session.run(None, {"images": images}), strict=True))

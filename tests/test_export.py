@@ -1,0 +1,185 @@
+"""Export: the ONNX files answer as their checkpoints do, say what they are, and are refused where they would not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import export
+import models
+import train
+from faces import Preprocess
+from labels import LABEL_SETS
+from models import build_model, describe, load_checkpoint, save_checkpoint
+from onnx_network import METADATA_KEY, ModelError, OnnxNetwork
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -r requirements-export.txt")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -r requirements-export.txt")
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *flags: str | Path) -> str:
+    """The one line with which an export is refused."""
+    capsys.readouterr()
+    assert export.main([str(flag) for flag in flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("export.py: ") and error.count("\n") == 1
+    return error
+
+
+def metas(folder: Path) -> list[str]:
+    return ["--train_meta", str(folder / "metadata_train.parquet"), "--val_meta", str(folder / "metadata_val.parquet")]
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained network as ONNX file, with the temperature of the validation split."""
+    out = tmp_path_factory.mktemp("exported") / "new" / "short.onnx"
+    assert export.main([str(trained), str(out), *metas(drawn)]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["short.onnx"]  # nothing temporary is left
+    return out
+
+
+def test_the_file_answers_as_the_checkpoint(exported: Path, trained: Path) -> None:
+    checkpoint, network = load_checkpoint(trained / "best.pth"), OnnxNetwork(exported)
+    size, channels = checkpoint.preprocess.size_px, checkpoint.preprocess.channels
+    for rows in (1, 5):  # any number of images
+        images = torch.randn(rows, channels, size, size)
+        with torch.inference_mode():
+            expected = checkpoint.model(images)
+        said = network(images.numpy())
+        np.testing.assert_allclose(said["logits"], expected.logits.numpy(), atol=1e-4)
+        np.testing.assert_allclose(said["affect"], expected.affect.numpy(), atol=1e-4)
+
+
+def test_the_file_says_what_it_is(exported: Path, trained: Path) -> None:
+    checkpoint, network = load_checkpoint(trained / "best.pth"), OnnxNetwork(exported)
+    assert network.heads == {"logits": checkpoint.labels} and network.preprocess == checkpoint.preprocess
+    assert network.affect and 0.05 < network.temperatures["logits"] < 20 and network.temperatures["logits"] != 1
+    for key in ("model", "exp", "epoch", "split_id", "seed", "affect_rows", "class_counts"):
+        assert network.info[key] == checkpoint.info[key]
+    assert network.info["parameters"] == sum(values.numel() for values in checkpoint.model.parameters())
+
+
+def test_an_exported_file_is_scored_as_its_checkpoint(
+    exported: Path, trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "write_pictures", lambda *_, **__: None)
+    values = []
+    for name, path in (("file", exported), ("checkpoint", trained / "best.pth")):
+        flags = ["--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / name)]
+        assert evaluate.main([str(path), *flags]) == 0
+        values.append(json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")))
+    assert values[0].keys() == values[1].keys()
+    for key in ("accuracy", "macro_f1", "valence_ccc", "parameters", "epoch", "split_id"):
+        assert values[0][key] == pytest.approx(values[1][key], abs=1e-4) if key != "split_id" else True
+
+
+def test_eight_bit_integers_are_smaller_and_answer_alike(exported: Path, trained: Path, drawn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    assert export.main([str(trained), str(out), *metas(drawn), "--int8", "--calibration", "40"]) == 0
+    assert out.stat().st_size < 0.45 * exported.stat().st_size
+    images = torch.randn(20, 1, 24, 24).numpy()
+    small, plain = OnnxNetwork(out)(images)["logits"], OnnxNetwork(exported)(images)["logits"]
+    assert np.abs(small - plain).max() > 0 and np.corrcoef(small.ravel(), plain.ravel())[0, 1] > 0.98
+    kinds = {initializer.data_type for initializer in onnx.load(str(out)).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+
+
+def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path) -> None:
+    flags = ["--recipe", "fernet_votes", "--epochs", "1", "--warmup_epochs", "0", "--width", "8", "--img_size", "24"]
+    flags += ["--batch_size", "16", "--device", "cpu", "--no-score_test", "--runs", str(tmp_path), "--exp", "two"]
+    assert train.main([*flags, *metas(voted)]) == 0
+    assert export.main([str(tmp_path / "two"), *metas(voted)]) == 0
+    path = tmp_path / "two" / "best.onnx"
+    network = OnnxNetwork(path)
+    assert network.heads == {"logits": LABEL_SETS["fer7"], "votes": LABEL_SETS["ferplus8"]}
+    assert network.temperatures.keys() == {"logits", "votes"} and not network.affect
+    images = torch.randn(3, 1, 24, 24)
+    checkpoint, eight = (
+        load_checkpoint(tmp_path / "two" / name, label_set="ferplus8") for name in ("best.pth", "best.onnx")
+    )
+    assert eight.labels == checkpoint.labels == LABEL_SETS["ferplus8"]
+    with torch.inference_mode():
+        np.testing.assert_allclose(eight.model(images).logits, checkpoint.model(images).logits, atol=1e-4)
+
+
+def test_without_a_validation_split_nothing_is_fitted(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.onnx"
+    assert export.main([str(trained), str(out), "--val_meta", str(tmp_path / "none.parquet")]) == 0
+    assert OnnxNetwork(out).temperatures == {"logits": 1.0}
+
+
+def test_a_file_that_would_answer_otherwise_is_not_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for difference in (2e-4, float("nan")):
+        monkeypatch.setattr(export, "largest_difference", lambda *_, difference=difference: difference)
+        error = error_of(capsys, trained, tmp_path / "a.onnx", "--val_meta", tmp_path / "none.parquet")
+        assert "answers otherwise" in error and not list(tmp_path.iterdir())
+
+
+def test_the_difference_is_measured(trained: Path, exported: Path) -> None:
+    checkpoint = load_checkpoint(trained / "best.pth")
+    images = torch.randn(4, 1, 24, 24)
+    assert export.largest_difference(checkpoint, exported, images) < 1e-4
+    with torch.no_grad():
+        checkpoint.model.classifier.bias[2] += 0.5
+    assert export.largest_difference(checkpoint, exported, images) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_what_cannot_be_exported(
+    trained: Path, exported: Path, drawn: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "not found" in error_of(capsys, tmp_path / "none.pth")
+    assert "must end in .onnx" in error_of(capsys, trained, tmp_path / "a.pth")
+    assert "an ONNX file already" in error_of(capsys, exported)
+    assert "give --train_meta" in error_of(capsys, trained, "--int8", "--train_meta", tmp_path / "none.parquet")
+    assert "--calibration" in error_of(capsys, trained, "--int8", "--calibration", "0", *metas(drawn))
+    assert "was trained on split" in error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
+
+
+# Reading such files
+
+
+def test_other_onnx_files_are_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not found"):
+        OnnxNetwork(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("no network", encoding="utf-8")
+    with pytest.raises(ModelError, match="no ONNX file that can be run"):
+        OnnxNetwork(tmp_path / "text.onnx")
+    model = onnx.load(str(exported))
+    stored = json.loads(model.metadata_props[0].value)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(stored | {"format": 99})})
+    onnx.save(model, str(tmp_path / "new.onnx"))
+    with pytest.raises(ModelError, match="has format 99"):
+        OnnxNetwork(tmp_path / "new.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "bare.onnx"))
+    with pytest.raises(ModelError, match="not a network of this project"):
+        OnnxNetwork(tmp_path / "bare.onnx")
+
+
+def test_an_onnx_file_is_no_start_for_a_training(
+    exported: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--recipe", "demo", "--init", str(exported), "--runs", str(tmp_path), *metas(drawn)]
+    assert train.main(flags) == 2
+    assert "cannot be trained on" in capsys.readouterr().err
+
+
+def test_every_network_can_be_exported(tmp_path: Path) -> None:
+    """The ones that differ in kind: plain and residual, attention, cosine head."""
+    for name, options in (
+        ("fernet", {"width": 8, "attention": "se"}),
+        ("resnet34_attention", {}),
+        ("lightcnn", {"head": "arcface"}),
+    ):
+        channels = models.MODELS[name].channels
+        preprocess = Preprocess(32, channels, (0.5,) * channels, (0.25,) * channels)
+        model = build_model(name, classes=7, affect=False, preprocess=preprocess, **options).eval()  # type: ignore[arg-type]
+        description = describe(name, labels=LABEL_SETS["fer7"], preprocess=preprocess, affect=False, **options)
+        save_checkpoint(tmp_path / f"{name}.pth", description | {"state_dict": model.state_dict()})
+        assert export.main([str(tmp_path / f"{name}.pth"), "--val_meta", str(tmp_path / "none.parquet")]) == 0, name
