@@ -1,9 +1,10 @@
-"""Write a checkpoint as an ONNX file, which prediction runs without torch: float32, or 8-bit integers.
+"""Write a checkpoint as an ONNX file, which prediction runs without torch: float32, half the size, or 8-bit integers.
 
 The file holds labels, `Preprocess` and temperatures besides the network. It is written only where its answers equal the
 checkpoint's to 1e-4 (float32); with the validation split at hand, accuracy is reported for all and temperatures are fitted.
 
-    python export.py runs/lightcnn weights/lightcnn.onnx
+    python export.py runs/lightcnn
+    python export.py runs/lightcnn weights/lightcnn.onnx --half          # weights stored in half precision
     python export.py runs/lightcnn weights/lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
 """
 
@@ -30,6 +31,7 @@ from models import VOTED, Checkpoint, ExpressionNet, ModelError, OnnxModule, Out
 from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
 
 KEPT = ("model", "exp", "recipe", "seed", "epoch", "split_id", "label_set", "affect_rows", "class_counts")  # of a checkpoint
+HALVED_FROM = 256  # numbers in a tensor
 TOLERANCE = 1e-4  # between the outputs of checkpoint and float32 file
 CPU = torch.device("cpu")
 
@@ -80,6 +82,25 @@ def largest_difference(checkpoint: Checkpoint, path: Path, images: Tensor) -> fl
         expected = checkpoint.model.eval()(images)
     found = OnnxModule(OnnxNetwork(path))(images)
     return max((ours - theirs).abs().max().item() for ours, theirs in zip(expected, found, strict=True) if ours is not None)
+
+
+def write_half(source: Path, target: Path) -> None:
+    """Store the large tensors of a float32 file in half precision; they are widened when it is opened, so that it computes
+    in float32 as before."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(source))
+    widened = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= HALVED_FROM:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}_half"))
+            widened.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(target))
 
 
 def write_int8(source: Path, target: Path, pictures: Sequence[Tensor]) -> None:
@@ -173,7 +194,7 @@ def export(
     source: Path,
     out: Path,
     *,
-    int8: bool,
+    kind: str,
     train_meta: Path,
     val_meta: Path | None,
     calibration: int,
@@ -195,7 +216,10 @@ def export(
             )
         lines.append(f"largest difference between checkpoint and float32 file: {difference:.1e}")
         written = plain
-        if int8:
+        if kind == "half":
+            written = Path(folder) / "half.onnx"
+            write_half(plain, written)
+        elif kind == "int8":
             dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre)
             chosen = np.random.default_rng(0).choice(len(dataset), size=min(calibration, len(dataset)), replace=False)
             written = Path(folder) / "int8.onnx"
@@ -206,9 +230,9 @@ def export(
             label_sets = {"logits": checkpoint.labels.name, "votes": VOTED.name}
             said = score_heads(checkpoint, checkpoint.model, val_meta)
             lines.append(accuracy_line("checkpoint", source.stat().st_size, said, label_sets))
-            for kind, path in {"float32": plain, "int8": written}.items() if int8 else {"float32": plain}.items():
+            for name, path in {"float32": plain, kind: written}.items():
                 said = score_heads(checkpoint, OnnxModule(OnnxNetwork(path)), val_meta)
-                lines.append(accuracy_line(kind, path.stat().st_size, said, label_sets))
+                lines.append(accuracy_line(name, path.stat().st_size, said, label_sets))
             temperatures = {name: fit_temperature(rows) for name, rows in said.items()}
             lines.append("temperatures: " + ", ".join(f"{label_sets[name]} {t:.3f}" for name, t in temperatures.items()))
         write_metadata(written, describe_file(checkpoint, temperatures))
@@ -221,7 +245,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
     parser.add_argument("out", type=Path, nargs="?", help="the .onnx file (default: beside the checkpoint)")
-    parser.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training pictures")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--half", dest="kind", action="store_const", const="half", default="float32",
+        help="store the weights in half precision; it still computes in float32",
+    )  # fmt: skip
+    kinds.add_argument(
+        "--int8", dest="kind", action="store_const", const="int8", help="8-bit integers, calibrated on training pictures"
+    )
     parser.add_argument("--calibration", type=int, default=512, help="how many of them (default: %(default)s)")
     parser.add_argument("--train_meta", "--train-meta", type=Path, default=Path("metadata_train.parquet"))
     parser.add_argument(
@@ -241,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ExportError(f"{out} must end in .onnx")
         if args.calibration < 1:
             raise ExportError("--calibration must be at least 1")
-        if args.int8 and not args.train_meta.is_file():
+        if args.kind == "int8" and not args.train_meta.is_file():
             raise ExportError(
                 f"{args.train_meta} not found: 8-bit files are calibrated on training pictures – give --train_meta"
             )
@@ -249,13 +280,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ExportError(f"{path} is an ONNX file already – give a checkpoint: best.pth")
         checkpoint = load_checkpoint(path)
         val_meta = args.val_meta if args.val_meta.is_file() else None
-        for meta in [args.train_meta] * args.int8 + [val_meta] * (val_meta is not None):
+        for meta in [args.train_meta] * (args.kind == "int8") + [val_meta] * (val_meta is not None):
             check_belongs(checkpoint, path, meta, cross_dataset=False)
         lines = export(
             checkpoint,
             path,
             out,
-            int8=args.int8,
+            kind=args.kind,
             train_meta=args.train_meta,
             val_meta=val_meta,
             calibration=args.calibration,

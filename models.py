@@ -5,7 +5,6 @@ regression head for valence and arousal. `MODELS` is the registry. A checkpoint 
 `save_checkpoint` is the only writer and `load_checkpoint` the only reader.
 
     python models.py                                            # the device check: what would be used here, and why
-    python models.py --half runs/a/best.pth weights/a.pth       # a checkpoint in half precision, for shipping
 """
 
 import argparse
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,14 +40,6 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
 VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells apart
 BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
-TRAINING_STATE = (
-    "optimizer",
-    "scaler",
-    "history",
-    "args",
-    "unaveraged",
-    "averaged_steps",
-)  # what using a network does not need
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 
@@ -372,15 +364,8 @@ def describe(name: str, *, labels: LabelSet, preprocess: Preprocess, affect: boo
     }
 
 
-def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any], *, half: bool = False) -> None:
-    """Write a checkpoint (the dict of `describe` with at least `state_dict` added) to a temporary name, then rename it.
-
-    `half` stores floating-point weights in half precision, for shipping.
-    """
-    if half:
-        state = contents["state_dict"]
-        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        contents = contents | {"state_dict": state}
+def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
+    """Write a checkpoint (the dict of `describe` with at least `state_dict` added) to a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -479,6 +464,26 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     return Checkpoint(model.eval(), labels, preprocess, contents)
 
 
+class TorchNetwork:
+    """A checkpoint with the interface of `onnx_network.OnnxNetwork`: numpy arrays in and out. Raises ModelError."""
+
+    def __init__(self, path: str | os.PathLike[str], device: torch.device) -> None:
+        checkpoint = load_checkpoint(path)
+        self.model = checkpoint.model.to(device)
+        self.device = device
+        self.info, self.preprocess = checkpoint.info, checkpoint.preprocess
+        self.heads = {"logits": checkpoint.labels} | ({"votes": VOTED} if self.model.votes is not None else {})
+        self.temperatures = dict.fromkeys(self.heads, 1.0)
+        self.affect = self.model.regressor is not None and self.info.get("affect_rows", 0) > 0
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images, float32 (N, C, H, W), → the outputs that the network has, by name, float32."""
+        with torch.inference_mode():
+            output = self.model(torch.from_numpy(images).to(self.device))
+        said = output._asdict().items()
+        return {name: values.float().cpu().numpy() for name, values in said if values is not None}
+
+
 class OnnxModule(nn.Module):
     """An ONNX file in the place of an `ExpressionNet`, with the classifier `head` as its logits."""
 
@@ -559,30 +564,11 @@ def device_report() -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--half", nargs=2, metavar=("CKPT", "OUT"), help="write the network of CKPT to OUT in half precision, and stop"
-    )
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Print which device would be used and why, or write a checkpoint for shipping."""
-    args = build_parser().parse_args(argv)
-    if args.half is None:
-        print(device_report())
-        return 0
-    source, out = args.half
-    try:
-        contents = read_checkpoint(source)
-    except ModelError as error:
-        print(f"models.py: {error}", file=sys.stderr)
-        return 2
-    kept = {key: value for key, value in contents.items() if key not in TRAINING_STATE}
-    save_checkpoint(out, kept, half=True)
-    print(f"{out}: {contents['model']} in half precision, {Path(out).stat().st_size / 1e6:.1f} MB")
+    """Print which device would be used, and why."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    print(device_report())
     return 0
 
 

@@ -19,6 +19,14 @@ ONNX_FORMAT = 1
 METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as JSON
 
 
+# What runs the network on each device, the first that there is; CUDA's comes with onnxruntime-gpu.
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+
 class ModelError(Exception):
     """A network's file that cannot be used; the message is one line and says what to do next."""
 
@@ -28,10 +36,11 @@ class OnnxNetwork:
 
     heads: the label set of each classifier, by the name of its output ("logits", and "votes" where there is a second);
     temperatures: by what their logits are divided, by the same names; affect: whether it knows valence and arousal;
-    preprocess: how its input is made; info: everything else that the file says. Raises ModelError.
+    preprocess: how its input is made; info: everything else that the file says. `device` is a key of PROVIDERS. Raises
+    ModelError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, gpu: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, device: str = "cpu") -> None:
         if not Path(path).is_file():
             raise ModelError(f"{path} not found – is the path right? Such a file is made by: python export.py CKPT {path}")
         try:
@@ -40,8 +49,10 @@ class OnnxNetwork:
             raise ModelError(f"{path} needs onnxruntime – run: pip install -r requirements.txt") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is said below
-        wanted = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        available = onnxruntime.get_available_providers()
+        if device not in PROVIDERS or not (device == "auto" or PROVIDERS[device][0] in available):
+            raise ModelError(f"device {device} is not available here to {Path(path).name} – use --device auto")
+        providers = [name for name in PROVIDERS[device] if name in available]
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime raises a kind of its own for each fault

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from faces import Face, ImageError, crop_face, detect_faces, looks_like_crop, read_image
+from labels import LABEL_SETS, remap
+from onnx_network import ModelError
 
-SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.pth"
+SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.onnx"
 BAR_WIDTH = 30
 
 # What to do about the faults of image files that people meet most.
@@ -61,9 +63,11 @@ class Answer(NamedTuple):
 
 
 class EmotionPredictor:
-    """A network ready to use: `EmotionPredictor("best.pth").predict(image)`.
+    """A network ready to use: `EmotionPredictor("best.onnx").predict(image)`.
 
-    `use_gpu_if_available` False is device "cpu", in the four-class document's words. Raises models.ModelError.
+    path: an ONNX file of export.py, or a checkpoint (.pth), which needs torch. label_set: the classes to answer in, where
+    the network has a head for them or they can be summed from its own; default: the network's own. `use_gpu_if_available`
+    False is device "cpu", in the four-class document's words. Raises onnx_network.ModelError.
     """
 
     def __init__(
@@ -71,16 +75,29 @@ class EmotionPredictor:
         path: str | os.PathLike[str] = SHIPPED_MODEL,
         use_gpu_if_available: bool = True,
         *,
+        label_set: str | None = None,
         device: str = "auto",
     ) -> None:
-        from models import choose_device, load_checkpoint
+        device = device if use_gpu_if_available else "cpu"
+        self.network: Any
+        if Path(path).suffix.lower() == ".onnx":
+            from onnx_network import OnnxNetwork
 
-        checkpoint = load_checkpoint(path)
-        self.device = choose_device(device if use_gpu_if_available else "cpu")
-        self.model = checkpoint.model.to(self.device)
-        self.labels = checkpoint.labels
-        self.preprocess = checkpoint.preprocess
-        self.knows_affect = self.model.regressor is not None and checkpoint.info.get("affect_rows", 0) > 0
+            self.network = OnnxNetwork(path, device=device)
+        else:
+            from models import TorchNetwork, choose_device
+
+            self.network = TorchNetwork(path, choose_device(device))
+        self.preprocess = self.network.preprocess
+        asked = LABEL_SETS[label_set] if label_set is not None else None
+        self.head = next((name for name, labels in self.network.heads.items() if labels == asked), "logits")
+        own = self.network.heads[self.head]
+        self.labels = own if asked is None else asked
+        # Where each class of the head goes, None for one that is left out.
+        self.places = remap(own, self.labels) if self.labels != own else tuple(range(len(own)))
+        lacking = [name for index, name in enumerate(self.labels.names) if index not in self.places]
+        if lacking:
+            raise ModelError(f"{path} says nothing of {', '.join(lacking)} – it knows {', '.join(own.names)}")
 
     def predict(self, image: np.ndarray, *, detector: str = "haar") -> tuple[list[FacePrediction], bool]:
         """The faces of an RGB image, uint8 (H, W, 3), largest first, and whether they were detected.
@@ -100,7 +117,7 @@ class EmotionPredictor:
         """One face of a camera's or cv2.imread's frame: its label, the label's index, and all probabilities (classes,).
 
         frame: BGR, uint8 (H, W, 3); face: the box (x, y, w, h) in its pixels. Raises ValueError where frame or box is
-        not that, models.ModelError as `classify`.
+        not that, onnx_network.ModelError as `classify`.
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is BGR, uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
@@ -117,24 +134,24 @@ class EmotionPredictor:
     def classify(self, crops: list[np.ndarray], faces: list[Face]) -> list[FacePrediction]:
         """Predictions for face crops, RGB uint8 (H, W, 3) of any size, and the boxes they came from.
 
-        Raises models.ModelError where the network's weights are not numbers.
+        Raises onnx_network.ModelError where the network's weights are not numbers.
         """
-        import torch
-
-        from models import ModelError
-
         if not crops:
             return []
-        batch = torch.from_numpy(np.stack([self.preprocess(crop) for crop in crops]))  # (N, C, H, W)
-        with torch.inference_mode():
-            output = self.model(batch.to(self.device))
-        if not all(head.isfinite().all() for head in output if head is not None):
+        said = self.network(np.stack([self.preprocess(crop) for crop in crops]))  # of (N, C, H, W)
+        if not all(np.isfinite(values).all() for values in said.values()):
             raise ModelError("the network answers with no numbers: its weights are damaged – give another --model")
-        probabilities = output.logits.cpu().double().softmax(dim=1).tolist()
-        affect = output.affect.float().cpu().clamp(-1.0, 1.0).tolist() if self.knows_affect else [(None, None)] * len(crops)
+        logits = said[self.head].astype(np.float64) / self.network.temperatures[self.head]
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))  # (N, classes of the head)
+        probabilities = np.zeros((len(crops), len(self.labels)))
+        for column, place in enumerate(self.places):
+            if place is not None:
+                probabilities[:, place] += shares[:, column]
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        affect = said["affect"].clip(-1.0, 1.0).tolist() if self.network.affect else [(None, None)] * len(crops)
         return [
             FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)
-            for face, row, (valence, arousal) in zip(faces, probabilities, affect, strict=True)
+            for face, row, (valence, arousal) in zip(faces, probabilities.tolist(), affect, strict=True)
         ]
 
 
@@ -191,7 +208,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    parser.add_argument("--model", default=str(SHIPPED_MODEL), help="checkpoint (default: the shipped network)")
+    parser.add_argument("--model", default=str(SHIPPED_MODEL), help=".onnx or .pth file (default: the shipped network)")
+    parser.add_argument(
+        "--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)"
+    )
     parser.add_argument("--detector", choices=["haar", "none"], default="haar", help="none: pictures are faces already")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument(
@@ -205,10 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
-    from models import ModelError
-
     try:
-        predictor = EmotionPredictor(args.model, device=args.device)
+        predictor = EmotionPredictor(args.model, label_set=args.label_set, device=args.device)
         answers = []
         for path in args.images:
             result = answer(predictor, path, detector=args.detector)

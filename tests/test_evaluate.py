@@ -359,7 +359,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(scored: Path, drawn: Path, 
 
 def test_where_results_go() -> None:
     assert evaluate.output_folder([Path("runs/a/best.pth")], None, own=None) == Path("runs/a")
-    assert evaluate.output_folder([Path("weights/lightcnn.pth")], None, own=None) == Path("runs/lightcnn")
+    assert evaluate.output_folder([Path("weights/lightcnn.onnx")], None, own=None) == Path("runs/lightcnn")
     assert evaluate.output_folder([Path("a.pth"), Path("b.pth")], None, own=None) == Path("runs/ensemble")
     assert evaluate.output_folder([Path("a.pth")], Path("x"), own="--cross_dataset") == Path("x")
     with pytest.raises(evaluate.EvaluationError, match="--out"):

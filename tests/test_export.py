@@ -88,6 +88,23 @@ def test_eight_bit_integers_are_smaller_and_answer_alike(exported: Path, trained
     assert onnx.TensorProto.INT8 in kinds
 
 
+def test_half_precision_is_half_the_size_and_computes_in_float32(
+    exported: Path, trained: Path, drawn: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "half.onnx"
+    assert export.main([str(trained), str(out), *metas(drawn), "--half"]) == 0
+    assert out.stat().st_size < 0.6 * exported.stat().st_size
+    images = torch.randn(20, 1, 24, 24).numpy()
+    half, plain = OnnxNetwork(out)(images)["logits"], OnnxNetwork(exported)(images)["logits"]
+    assert half.dtype == np.float32 and 0 < np.abs(half - plain).max() < 0.02
+    checkpoint = load_checkpoint(trained / "best.pth")
+    for values in checkpoint.model.parameters():
+        if values.numel() >= export.HALVED_FROM:
+            values.data = values.data.half().float()
+    with torch.inference_mode():  # BatchNorm is folded into the convolutions before they are halved: nearly the same
+        np.testing.assert_allclose(half, checkpoint.model(torch.from_numpy(images)).logits.numpy(), atol=0.02)
+
+
 def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path) -> None:
     flags = ["--recipe", "fernet_votes", "--epochs", "1", "--warmup_epochs", "0", "--width", "8", "--img_size", "24"]
     flags += ["--batch_size", "16", "--device", "cpu", "--no-score_test", "--runs", str(tmp_path), "--exp", "two"]

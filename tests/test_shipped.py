@@ -12,7 +12,7 @@ import predict
 from models import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "weights" / "lightcnn.pth"
+SHIPPED = ROOT / "weights" / "lightcnn.onnx"
 KEPT = ROOT / "results" / "E0_seed42"
 needs_fer2013 = pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
 needs_fixtures = pytest.mark.skipif("FACE_FIXTURES" not in os.environ, reason="FACE_FIXTURES is not set: folder of photos")
