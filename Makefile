@@ -16,7 +16,7 @@ STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
 SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict export report test lint gpu tensorboard bench clean
+.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict detector export report test lint gpu tensorboard bench bench-photos clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -145,6 +145,9 @@ predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
 	$(PYTHON) predict.py "$(IMG)" $(ARGS)
 
+detector: $(READY) ## fetch the face detector YuNet (0.2 MB) from its official address, and check it
+	$(PYTHON) faces.py
+
 export: $(READY_EXPORT) ## EXP (default: the newest run) as an ONNX file beside its checkpoint
 	$(PYTHON) export.py "$(CHECKPOINT)" $(ARGS)
 
@@ -165,6 +168,9 @@ bench: $(READY) ## indexing speed and memory against the plain way
 gpu: $(READY) ## which device training would use, and why
 	$(PYTHON) models.py
 
+bench-photos: $(READY) | metadata_val.parquet ## accuracy on faces that have to be found in scenes
+	$(PYTHON) tests/bench_photos.py $(ARGS)
+
 tensorboard: $(READY) ## curves of all runs in the browser
 	$(PYTHON) -m tensorboard.main --logdir runs $(ARGS)
 
@@ -173,7 +179,7 @@ clean: ## remove caches and the demo; runs, metadata and weights stay
 
 # --- files that a verb needs --------------------------------------------------------------------------------------------
 
-metadata_train.parquet: | $(READY)
+metadata_train.parquet metadata_val.parquet: | $(READY)
 	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)")
 
 runs/%/best.pth: | $(READY) metadata_train.parquet

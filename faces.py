@@ -2,12 +2,14 @@
 
 Only numpy and OpenCV are used, so that prediction can start without torch.
 
-    python -c "import faces; print(faces.detect_faces(faces.read_image('face.jpg')))"
+    python -c "import faces; print(faces.make_detector()[0](faces.read_image('face.jpg')))"
 """
 
 import math
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +19,21 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+from numpy.typing import ArrayLike  # noqa: E402
 
 # What is wrong with a file is said by ImageError, in one line.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CROP_SIZE_MAX_PX = 256  # a picture up to this size that is nearly square may be a face crop already
+YUNET_FILE = "face_detection_yunet_2023mar.onnx"
+YUNET_ADDRESS = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_FILE}"
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+YUNET_SCORE = 0.6  # below it nothing is a face
+YUNET_SIDE_PX = 1280
+ALIGNED_MAX_PX = 1024  # side of an aligned crop; more than any network sees
+DETECTORS = ("auto", "yunet", "haar", "none")
+Detector = Callable[[np.ndarray], "list[Face]"]
 TAIL_BYTES = 1024  # the end marker is looked for in so many last bytes: some programs write padding behind it
 
 # First bytes of each format, and the bytes that must stand near its end (None: the format has no end marker).
@@ -41,14 +52,23 @@ class ImageError(Exception):
     """An image that cannot be read; the message names the reason in a few words, without the path."""
 
 
+class DetectorError(Exception):
+    """A face detector that cannot be used; the message is one line and says what to do next."""
+
+
 class Face(NamedTuple):
-    """One detected face: box in pixels of the picture, detector score (NaN where the detector gives none)."""
+    """One detected face: box in pixels of the picture, detector score (NaN where the detector gives none), landmarks.
+
+    These are five places (x, y) in pixels, or None: the person's right eye, left eye, tip of the nose, right and left corner
+    of the mouth.
+    """
 
     x: int
     y: int
     w: int
     h: int
     score: float
+    landmarks: tuple[tuple[float, float], ...] | None = None
 
 
 def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | None:
@@ -185,7 +205,7 @@ def looks_like_crop(image: np.ndarray) -> bool:
     return max(height, width) <= CROP_SIZE_MAX_PX and max(height, width) <= 1.25 * min(height, width)
 
 
-def detect_faces(image: np.ndarray) -> list[Face]:
+def haar_faces(image: np.ndarray) -> list[Face]:
     """Faces of an RGB image, uint8 (H, W, 3), largest first, found by OpenCV's frontal Haar cascade (Viola and Jones 2001).
 
     Faces under 40 px are not looked for. The cascade gives no score: it is NaN.
@@ -193,8 +213,87 @@ def detect_faces(image: np.ndarray) -> list[Face]:
     cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")  # type: ignore[attr-defined]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     boxes = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(40, 40))
-    faces = [Face(int(x), int(y), int(w), int(h), math.nan) for x, y, w, h in boxes]
+    return largest_first(Face(int(x), int(y), int(w), int(h), math.nan) for x, y, w, h in boxes)
+
+
+class YuNet:
+    """The face detector of Wu, Peng and Yu (2023): boxes, scores and five landmarks. Raises DetectorError.
+
+    Pictures are searched at YUNET_SIDE_PX on their longer side at most: its faces have 10 to 300 px.
+    """
+
+    def __init__(self, model: str | os.PathLike[str]) -> None:
+        if not os.path.isfile(model):  # noqa: PTH113
+            raise DetectorError(f"{model} not found – run: make detector, or give --detector haar")
+        try:
+            self.network = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold=YUNET_SCORE)
+        except cv2.error as error:
+            raise DetectorError(f"{model} is not YuNet's ONNX file – run: make detector, or give --detector haar") from error
+        self.lock = threading.Lock()  # the network keeps its input size between two calls
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        """Faces of an RGB image, uint8 (H, W, 3), largest first."""
+        height, width = image.shape[:2]
+        scale = min(1.0, YUNET_SIDE_PX / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        searched = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if size != (width, height):
+            searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
+        with self.lock:
+            self.network.setInputSize(size)
+            rows = self.network.detect(searched)[1]  # (n, 15): x, y, w, h, five times (x, y), score
+        across, down = width / size[0], height / size[1]
+        faces = []
+        for row in [] if rows is None else rows.astype(float):
+            x, y, w, h = row[0] * across, row[1] * down, row[2] * across, row[3] * down
+            places = tuple((float(px * across), float(py * down)) for px, py in row[4:14].reshape(5, 2))
+            faces.append(Face(round(x), round(y), max(1, round(w)), max(1, round(h)), round(float(row[14]), 4), places))
+        return largest_first(faces)
+
+
+def fetch_yunet(target: str | os.PathLike[str], address: str = "") -> None:
+    """Download YuNet's file from its authors' collection, and write it where its checksum is right. Raises DetectorError."""
+    import hashlib
+    import urllib.request
+
+    address = address or YUNET_ADDRESS
+    by_hand = f"get {address} by hand and name it in the environment variable FER_DETECTOR"
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            content = answer.read(10_000_000)
+    except OSError as error:
+        raise DetectorError(f"{address} cannot be read ({error}) – {by_hand}") from error
+    if hashlib.sha256(content).hexdigest() != YUNET_SHA256:
+        raise DetectorError(f"what {address} holds is not the file that was expected (checksum) – {by_hand}")
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)  # noqa: PTH103, PTH120
+    with open(f"{target}.tmp", "wb") as file:  # noqa: PTH123
+        file.write(content)
+    os.replace(f"{target}.tmp", target)  # noqa: PTH105
+
+
+def largest_first(faces: Iterable[Face]) -> list[Face]:
+    """Faces by the area of their boxes, the largest first."""
     return sorted(faces, key=lambda face: (-face.w * face.h, face.x, face.y))
+
+
+def find_yunet(model: str | os.PathLike[str] | None = None) -> str | None:
+    """YuNet's file: the one given, else that of the environment variable FER_DETECTOR, else the one `make detector` fetched;
+    None where none of these is there."""
+    fetched = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights", YUNET_FILE)  # noqa: PTH118, PTH120, PTH100
+    named = model or os.environ.get("FER_DETECTOR")
+    return str(named) if named else fetched if os.path.isfile(fetched) else None  # noqa: PTH113
+
+
+def make_detector(name: str = "auto", model: str | os.PathLike[str] | None = None) -> tuple[Detector, str]:
+    """A detector, RGB image → faces, and its name: YuNet where its file is found ("auto"), else the Haar cascade; "none"
+    finds nothing, for pictures that are faces already. Raises DetectorError.
+    """
+    found = find_yunet(model)
+    if name == "auto":
+        name = "haar" if found is None else "yunet"
+    if name == "yunet":
+        return YuNet(YUNET_FILE if found is None else found), name
+    return {"haar": haar_faces, "none": lambda image: []}[name], name
 
 
 def crop_face(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
@@ -212,6 +311,34 @@ def crop_face(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
     return image[rows[:, None], columns[None, :]]
 
 
+def align_face(image: np.ndarray, landmarks: ArrayLike, template: ArrayLike) -> np.ndarray:
+    """The square of a picture in which a face's five landmarks lie as near as can be to their places in the training crops.
+
+    landmarks: five (x, y) in pixels; template: x and y of the five as shares of the crop's side, ten numbers. The square is
+    turned, moved and scaled, nothing else (Umeyama 1991), and has the pixels that it covers in the picture. What lies
+    outside the picture repeats its border.
+    """
+    source = np.asarray(template, dtype=np.float64).reshape(5, 2)
+    target = np.asarray(landmarks, dtype=np.float64)
+    from_middle, to_middle = source.mean(axis=0), target.mean(axis=0)
+    centred = source - from_middle
+    u, spread, vt = np.linalg.svd((target - to_middle).T @ centred)
+    sign = np.array([1.0, np.sign(np.linalg.det(u @ vt)) or 1.0])
+    turn = u @ np.diag(sign) @ vt
+    side = (spread * sign).sum() / (centred**2).sum()  # of the square, in pixels of the picture
+    pixels = int(np.clip(round(side), 1, ALIGNED_MAX_PX))
+    step = turn * side / pixels  # a pixel of the crop, in the picture
+    corner = to_middle - side * turn @ from_middle
+    middle = corner + step @ np.array([0.5, 0.5]) - 0.5  # where the middle of the crop's first pixel lies
+    return cv2.warpAffine(
+        image,
+        np.column_stack([step, middle]),
+        (pixels, pixels),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How a face crop becomes network input; stored in every checkpoint, so that use equals training.
@@ -219,7 +346,8 @@ class Preprocess:
     size_px: height and width; channels: 3 (RGB) or 1 (grey); mean and std: one value a channel, on the 0..1 scale;
     margin: how much `crop_face` widens a detector's box to match the crops of the training data; keep: the central share
     of the picture's sides that is used, below 1 where training crops zoomed in, so that faces keep their size; order:
-    "rgb" or "bgr", that of the colours in the network input and of mean and std.
+    "rgb" or "bgr", that of the colours in the network input and of mean and std; landmarks: where the five landmarks of a
+    face lie on average in the training crops (see `align_face`), or None where that was not measured.
     """
 
     size_px: int
@@ -229,6 +357,7 @@ class Preprocess:
     margin: float = 0.0
     keep: float = 1.0
     order: str = "rgb"
+    landmarks: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ("rgb", "bgr"):
@@ -237,6 +366,14 @@ class Preprocess:
             raise ValueError(f"keep must lie in (0, 1], not be {self.keep}")
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"{self.channels} channels need as many values in mean {self.mean} and std {self.std}")
+        if self.landmarks is not None and len(self.landmarks) != 10:
+            raise ValueError(f"landmarks must be ten numbers, not {len(self.landmarks)}")
+
+    def crop(self, image: np.ndarray, face: Face) -> np.ndarray:
+        """A face as the network's training crops show faces: by its landmarks where both are known, else by its box."""
+        if face.landmarks is not None and self.landmarks is not None:
+            return align_face(image, face.landmarks, self.landmarks)
+        return crop_face(image, face, self.margin)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """An RGB (H, W, 3) or grey (H, W) uint8 image → float32 (channels, size_px, size_px)."""
@@ -261,7 +398,8 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
         """The inverse of `to_dict`, also after a detour through JSON (tuples as lists)."""
-        return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
+        return cls(**(values | lists))
 
 
 def centre(image: np.ndarray, keep: float) -> np.ndarray:
@@ -279,3 +417,24 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3 and image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     return image
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fetch YuNet's file; status 2 with one line where that cannot be done."""
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(description="Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
+    parser.add_argument("out", nargs="?", default=f"weights/{YUNET_FILE}", help="default: %(default)s")
+    out = parser.parse_args(argv).out
+    try:
+        fetch_yunet(out)
+    except (DetectorError, OSError) as error:
+        print(f"faces.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: YuNet, which predict.py uses from now on")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

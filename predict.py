@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from faces import Face, ImageError, crop_face, detect_faces, looks_like_crop, read_image
+from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
 from labels import LABEL_SETS, remap
 from onnx_network import ModelError
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.onnx"
 BAR_WIDTH = 30
+
+DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
 
 # What to do about the faults of image files that people meet most.
 HINTS = {
@@ -67,7 +69,8 @@ class EmotionPredictor:
 
     path: an ONNX file of export.py, or a checkpoint (.pth), which needs torch. label_set: the classes to answer in, where
     the network has a head for them or they can be summed from its own; default: the network's own. `use_gpu_if_available`
-    False is device "cpu", in the four-class document's words. Raises onnx_network.ModelError.
+    False is device "cpu", in the four-class document's words. detector, detector_model: see `faces.make_detector`; the name
+    of the one that is used stands in `detector`. Raises onnx_network.ModelError or faces.DetectorError.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class EmotionPredictor:
         *,
         label_set: str | None = None,
         device: str = "auto",
+        detector: str = "auto",
+        detector_model: str | os.PathLike[str] | None = None,
     ) -> None:
         device = device if use_gpu_if_available else "cpu"
         self.network: Any
@@ -88,6 +93,7 @@ class EmotionPredictor:
             from models import TorchNetwork, choose_device
 
             self.network = TorchNetwork(path, choose_device(device))
+        self.detect, self.detector = make_detector(detector, detector_model)
         self.preprocess = self.network.preprocess
         asked = LABEL_SETS[label_set] if label_set is not None else None
         self.head = next((name for name, labels in self.network.heads.items() if labels == asked), "logits")
@@ -99,18 +105,18 @@ class EmotionPredictor:
         if lacking:
             raise ModelError(f"{path} says nothing of {', '.join(lacking)} – it knows {', '.join(own.names)}")
 
-    def predict(self, image: np.ndarray, *, detector: str = "haar") -> tuple[list[FacePrediction], bool]:
+    def predict(self, image: np.ndarray) -> tuple[list[FacePrediction], bool]:
         """The faces of an RGB image, uint8 (H, W, 3), largest first, and whether they were detected.
 
         With detector "none" the picture is one face; so is a small, nearly square one in which none is found.
         """
-        faces = detect_faces(image) if detector == "haar" else []
+        faces = self.detect(image)
         detected = bool(faces)
-        if not faces and (detector == "none" or looks_like_crop(image)):
+        if not faces and (self.detector == "none" or looks_like_crop(image)):
             height, width = image.shape[:2]
             crops, faces = [image], [Face(0, 0, width, height, math.nan)]
         else:
-            crops = [crop_face(image, face, self.preprocess.margin) for face in faces]
+            crops = [self.preprocess.crop(image, face) for face in faces]
         return self.classify(crops, faces), detected
 
     def predict_emotion_from_frame(self, frame: np.ndarray, face: tuple[int, int, int, int]) -> tuple[str, int, np.ndarray]:
@@ -126,7 +132,7 @@ class EmotionPredictor:
         if box.w < 1 or box.h < 1 or not (-box.w < box.x < frame.shape[1] and -box.h < box.y < frame.shape[0]):
             raise ValueError(f"the box {face} is (x, y, w, h) of no part of a frame of {frame.shape[1]}×{frame.shape[0]} px")
         image = np.ascontiguousarray(frame[:, :, ::-1])
-        (prediction,) = self.classify([crop_face(image, box, self.preprocess.margin)], [box])
+        (prediction,) = self.classify([self.preprocess.crop(image, box)], [box])
         probabilities = np.array(list(prediction.probabilities.values()))
         index = int(probabilities.argmax())
         return self.labels.names[index], index, probabilities
@@ -155,13 +161,13 @@ class EmotionPredictor:
         ]
 
 
-def answer(predictor: EmotionPredictor, path: str, *, detector: str) -> Answer:
+def answer(predictor: EmotionPredictor, path: str) -> Answer:
     """What can be said of one file; a file that cannot be read gives an answer with an error."""
     try:
         image = read_image(path)
     except ImageError as error:
         return Answer(path, False, [], str(error))
-    faces, detected = predictor.predict(image, detector=detector)
+    faces, detected = predictor.predict(image)
     return Answer(path, detected, faces, None)
 
 
@@ -178,7 +184,7 @@ def to_dict(result: Answer) -> dict[str, Any]:
                 "valence": prediction.valence,
                 "arousal": prediction.arousal,
                 "score": None if math.isnan(box.score) else box.score,
-                "landmarks": None,
+                "landmarks": None if box.landmarks is None else [[round(x, 1), round(y, 1)] for x, y in box.landmarks],
             }
         )
     return {"path": result.path, "detected": result.detected, "faces": faces, "error": result.error}
@@ -189,7 +195,8 @@ def to_text(result: Answer, *, detector: str) -> str:
     if result.error is not None:
         return f"{result.path}: {result.error}" + (f" – {HINTS[result.error]}" if result.error in HINTS else "")
     if not result.faces:
-        return f"{result.path}: no face found (a picture that is a face already: --detector none)"
+        more = f", by {DETECTOR_NAMES[detector]}" if detector in DETECTOR_NAMES else ""
+        return f"{result.path}: no face found{more} (a picture that is a face already: --detector none)"
     lines = []
     for number, prediction in enumerate(result.faces, start=1):
         box = prediction.face
@@ -212,7 +219,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)"
     )
-    parser.add_argument("--detector", choices=["haar", "none"], default="haar", help="none: pictures are faces already")
+    parser.add_argument(
+        "--detector", choices=DETECTORS, default="auto",
+        help="auto: YuNet where its file is there, else OpenCV's Haar cascade; none: pictures are faces already",
+    )  # fmt: skip
+    parser.add_argument(
+        "--detector_model", "--detector-model", metavar="ONNX",
+        help="YuNet's file (default: that of the environment variable FER_DETECTOR, else what make detector fetched)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument(
         "--json", action="store_true", help="print JSON: one object, or a list where several pictures are given"
@@ -226,14 +240,20 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
     try:
-        predictor = EmotionPredictor(args.model, label_set=args.label_set, device=args.device)
+        predictor = EmotionPredictor(
+            args.model,
+            label_set=args.label_set,
+            device=args.device,
+            detector=args.detector,
+            detector_model=args.detector_model,
+        )
         answers = []
         for path in args.images:
-            result = answer(predictor, path, detector=args.detector)
+            result = answer(predictor, path)
             answers.append(result)
             if not args.json:
-                print(to_text(result, detector=args.detector), file=sys.stdout if result.error is None else sys.stderr)
-    except ModelError as error:
+                print(to_text(result, detector=predictor.detector), file=sys.stdout if result.error is None else sys.stderr)
+    except (ModelError, DetectorError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,9 @@
 """Export: the ONNX files answer as their checkpoints do, say what they are, and are refused where they would not."""
 
 import json
+import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,11 @@ import torch
 
 import evaluate
 import export
+import metadata_parallel
 import models
 import train
-from faces import Preprocess
+from faces import Face, Preprocess
+from fer_transform import FERDataset
 from labels import LABEL_SETS
 from models import build_model, describe, load_checkpoint, save_checkpoint
 from onnx_network import METADATA_KEY, ModelError, OnnxNetwork
@@ -125,7 +130,7 @@ def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path) ->
 
 def test_without_a_validation_split_nothing_is_fitted(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.onnx"
-    assert export.main([str(trained), str(out), "--val_meta", str(tmp_path / "none.parquet")]) == 0
+    assert export.main([str(trained), str(out)]) == 0  # the folder's own parquet files, if any, are of another split
     assert OnnxNetwork(out).temperatures == {"logits": 1.0}
 
 
@@ -134,7 +139,7 @@ def test_a_file_that_would_answer_otherwise_is_not_written(
 ) -> None:
     for difference in (2e-4, float("nan")):
         monkeypatch.setattr(export, "largest_difference", lambda *_, difference=difference: difference)
-        error = error_of(capsys, trained, tmp_path / "a.onnx", "--val_meta", tmp_path / "none.parquet")
+        error = error_of(capsys, trained, tmp_path / "a.onnx")
         assert "answers otherwise" in error and not list(tmp_path.iterdir())
 
 
@@ -153,9 +158,72 @@ def test_what_cannot_be_exported(
     assert "not found" in error_of(capsys, tmp_path / "none.pth")
     assert "must end in .onnx" in error_of(capsys, trained, tmp_path / "a.pth")
     assert "an ONNX file already" in error_of(capsys, exported)
-    assert "give --train_meta" in error_of(capsys, trained, "--int8", "--train_meta", tmp_path / "none.parquet")
+    assert "give --train_meta" in error_of(capsys, trained, tmp_path / "a.onnx", "--int8")
+    assert "none.parquet not found" in error_of(capsys, trained, "--train_meta", tmp_path / "none.parquet")
     assert "--calibration" in error_of(capsys, trained, "--int8", "--calibration", "0", *metas(drawn))
     assert "was trained on split" in error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
+
+
+# How faces lie in the training pictures
+
+
+@pytest.fixture(autouse=True)
+def no_yunet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector of a fresh clone, whatever this machine has."""
+    monkeypatch.setattr(export, "find_yunet", lambda model=None: model)
+
+
+def test_crops_are_measured_by_both_detectors(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YuNet finds a face in two of three pictures, the cascade two faces in every third and one in the others."""
+    dataset = FERDataset(drawn / "metadata_train.parquet", preprocess=Preprocess(48, 1, (0.5,), (0.5,), margin=0.3))
+    calls = {"yunet": 0, "haar": 0}
+
+    def yunet(image: np.ndarray) -> list[Face]:
+        assert image.shape == (192, 192, 3)
+        calls["yunet"] += 1
+        moved = 0.96 * (calls["yunet"] % 2)  # half a hundredth of the side, on average
+        places = tuple((19.2 * at + moved, 19.2 * (at + 1)) for at in range(5))
+        return [Face(10, 10, 100, 120, 0.9, places)] if calls["yunet"] % 3 else []
+
+    def haar(image: np.ndarray) -> list[Face]:
+        calls["haar"] += 1
+        return [Face(0, 0, 160, 150, math.nan)] * (1 if calls["haar"] % 3 else 2)
+
+    monkeypatch.setattr(export, "make_detector", lambda name, model: (yunet, name))
+    monkeypatch.setattr(export, "haar_faces", haar)
+    preprocess, line = export.measure_crops(dataset, "yunet.onnx", 60)
+    assert preprocess.landmarks is not None
+    assert preprocess.landmarks[::2] == pytest.approx([0.0025, 0.1025, 0.2025, 0.3025, 0.4025], abs=1e-4)
+    assert preprocess.landmarks[1::2] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-4)
+    assert preprocess.margin == pytest.approx(0.1) and calls["yunet"] == 60  # (192 / 160 − 1) / 2
+    assert line == "crops: landmarks of 40, boxes of 40 of 60 training pictures; margin 0.1"
+    monkeypatch.setattr(export, "make_detector", lambda name, model: (lambda image: [], name))
+    assert export.measure_crops(dataset, "yunet.onnx", 60)[0].landmarks is None
+
+
+def test_what_was_measured_is_in_the_file(
+    trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tuple(range(10))
+    monkeypatch.setattr(
+        export, "measure_crops", lambda dataset, model, count: (replace(dataset.preprocess, landmarks=template), "measured")
+    )
+    flags = [str(trained), str(tmp_path / "a.onnx"), *metas(drawn), "--detector_model", "yunet.onnx"]
+    assert export.main(flags) == 0
+    assert OnnxNetwork(tmp_path / "a.onnx").preprocess.landmarks == template
+    assert capsys.readouterr().out.startswith("measured\n")
+
+
+@pytest.mark.skipif("YUNET" not in os.environ, reason="YUNET is not set: path of YuNet's ONNX file")
+@pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
+def test_faces_of_fer2013_lie_alike(tmp_path: Path) -> None:
+    assert metadata_parallel.main(["--data", os.environ["FER2013"], "--out", str(tmp_path)]) == 0
+    dataset = FERDataset(tmp_path / "metadata_train.parquet", preprocess=Preprocess(48, 1, (0.5,), (0.5,)))
+    preprocess, _ = export.measure_crops(dataset, os.environ["YUNET"], 60)
+    assert preprocess.landmarks is not None
+    x, y = np.array(preprocess.landmarks).reshape(5, 2).T
+    assert x[0] + x[1] == pytest.approx(1, abs=0.05) and x[3] + x[4] == pytest.approx(1, abs=0.05)  # in the middle
+    assert 0.3 < y[0] < 0.45 and 0.7 < y[3] < 0.8 and 0.3 < x[1] - x[0] < 0.45
 
 
 # Reading such files
@@ -199,4 +267,4 @@ def test_every_network_can_be_exported(tmp_path: Path) -> None:
         model = build_model(name, classes=7, affect=False, preprocess=preprocess, **options).eval()  # type: ignore[arg-type]
         description = describe(name, labels=LABEL_SETS["fer7"], preprocess=preprocess, affect=False, **options)
         save_checkpoint(tmp_path / f"{name}.pth", description | {"state_dict": model.state_dict()})
-        assert export.main([str(tmp_path / f"{name}.pth"), "--val_meta", str(tmp_path / "none.parquet")]) == 0, name
+        assert export.main([str(tmp_path / f"{name}.pth")]) == 0, name

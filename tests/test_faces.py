@@ -1,5 +1,6 @@
 """From files of every kind to network input: what is read, what is refused and with which word, and what a network sees."""
 
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 import faces
-from faces import Face, ImageError, Preprocess, crop_face, detect_faces, image_fault, looks_like_crop, read_image
+from faces import Face, ImageError, Preprocess, crop_face, haar_faces, image_fault, looks_like_crop, read_image
 
 FORMATS = [
     extension
@@ -308,7 +309,7 @@ def test_paths_with_spaces_and_letters_of_every_script(tmp_path: Path, photo: np
 def test_one_pixel(tmp_path: Path) -> None:
     image = read_image(write(tmp_path / "a.png", plain(RED, height=1, width=1)))
     assert image.tolist() == [[list(RED)]]
-    assert detect_faces(image) == []
+    assert haar_faces(image) == []
     assert looks_like_crop(image)
 
 
@@ -454,7 +455,7 @@ def test_border_pixels_repeat_outside_the_picture() -> None:
 
 
 def test_no_face_in_a_picture_without_contrast() -> None:
-    assert detect_faces(plain((128, 128, 128), height=300, width=400)) == []
+    assert haar_faces(plain((128, 128, 128), height=300, width=400)) == []
 
 
 FACES = {"astronaut.png": 1, "biden.jpg": 1, "obama.jpg": 1, "obama_small.jpg": 1, "pyfeat_multi_face.jpg": 4}
@@ -473,7 +474,7 @@ def fixtures() -> Path:
 @pytest.mark.parametrize(("name", "count"), list(FACES.items()))
 def test_faces_of_real_photos(fixtures: Path, name: str, count: int) -> None:
     image = read_image(fixtures / "faces" / name)
-    found = detect_faces(image)
+    found = haar_faces(image)
     assert len(found) == count
     areas = [face.w * face.h for face in found]
     assert areas == sorted(areas, reverse=True)
@@ -485,13 +486,158 @@ def test_faces_of_real_photos(fixtures: Path, name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", NON_FACES)
 def test_no_faces_where_there_are_none(fixtures: Path, name: str) -> None:
-    assert detect_faces(read_image(fixtures / "nonfaces" / name)) == []
+    assert haar_faces(read_image(fixtures / "nonfaces" / name)) == []
 
 
 def test_the_astronauts_face_is_where_it_is(fixtures: Path) -> None:
-    face = detect_faces(read_image(fixtures / "faces" / "astronaut.png"))[0]
+    face = haar_faces(read_image(fixtures / "faces" / "astronaut.png"))[0]
     assert face.x < 224 < face.x + face.w and face.y < 115 < face.y + face.h  # the tip of her nose
     assert 80 <= face.w <= 150
+
+
+# --- YuNet and alignment ------------------------------------------------------------------------------------------------
+
+TEMPLATE = (0.3, 0.35, 0.7, 0.35, 0.5, 0.55, 0.35, 0.75, 0.65, 0.75)
+YUNET_FACES = {"astronaut.png": 1, "biden.jpg": 1, "obama.jpg": 1, "obama_small.jpg": 1, "pyfeat_multi_face.jpg": 5}
+
+
+def places(template: tuple[float, ...], corner: np.ndarray, side: float, degrees: float = 0.0) -> np.ndarray:
+    """Where the landmarks lie in a picture, (5, 2), for a square from `corner`, turned by `degrees`."""
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return corner + side * np.array(template).reshape(5, 2) @ turn.T
+
+
+def test_a_face_that_lies_as_the_template_is_cut_out_as_it_is() -> None:
+    image = numbered(100, 120)
+    assert np.array_equal(faces.align_face(image, places(TEMPLATE, np.array([30, 20]), 40), TEMPLATE), image[20:60, 30:70])
+
+
+def test_a_face_turned_by_a_quarter_is_turned_back() -> None:
+    image = numbered(100, 120)
+    found = faces.align_face(image, places(TEMPLATE, np.array([70, 20]), 40, 90), TEMPLATE)  # its top points to the right
+    assert np.array_equal(found, np.rot90(image[20:60, 30:70]))
+
+
+def test_landmarks_come_to_their_places_whatever_turn_and_size() -> None:
+    """Colours tell where a place of the crop comes from: red is the row, green the column, both in pixels."""
+    image = numbered(250, 250)
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        side, degrees = generator.uniform(30, 90), generator.uniform(-180, 180)
+        landmarks = places(TEMPLATE, generator.uniform(110, 140, 2), side, degrees)
+        crop = faces.align_face(image, landmarks, TEMPLATE)
+        assert crop.shape[0] == crop.shape[1] == round(side)
+        for (x, y), (across, down) in zip(landmarks, np.array(TEMPLATE).reshape(5, 2), strict=True):
+            pixel = crop[int(down * len(crop)), int(across * len(crop))].astype(float)
+            assert abs(pixel[1] + 0.5 - x) < 1.3 and abs(pixel[0] + 0.5 - y) < 1.3
+
+
+def test_landmarks_that_do_not_fit_are_met_as_nearly_as_can_be() -> None:
+    """Against a search over turn, size and place; a mirrored face is not mirrored back."""
+    from scipy.optimize import minimize
+
+    generator = np.random.default_rng(1)
+    template = np.array(TEMPLATE).reshape(5, 2)
+    image = numbered(250, 250)
+    for mirrored in (False, True):
+        target = places(TEMPLATE, np.array([60, 70]), 80, 25) + generator.normal(0, 4, (5, 2))
+        target = np.array([240, 0]) + target * np.array([-1, 1]) if mirrored else target
+
+        def distance(values: np.ndarray, target: np.ndarray = target) -> float:
+            return float(((places(TEMPLATE, values[:2], values[2], values[3]) - target) ** 2).sum())
+
+        tries = [
+            minimize(distance, [100, 100, 80, start], method="Nelder-Mead", options={"maxiter": 4000, "fatol": 1e-9})
+            for start in (-90, 0, 90, 180)
+        ]
+        best = min(tries, key=lambda found: found.fun).x
+        crop = faces.align_face(image, target, TEMPLATE)
+        assert len(crop) == pytest.approx(abs(best[2]), abs=0.6)
+        middle = places(tuple(np.full(10, 0.5)), best[:2], best[2], best[3])[0]
+        pixel = crop[len(crop) // 2, len(crop) // 2].astype(float)
+        assert abs(pixel[1] + 0.5 - middle[0]) < 1.6 and abs(pixel[0] + 0.5 - middle[1]) < 1.6
+    assert template.shape == (5, 2)
+
+
+def test_a_crop_is_aligned_where_both_know_landmarks() -> None:
+    image = numbered(100, 120)
+    face = Face(30, 20, 40, 40, 0.9, tuple(map(tuple, places(TEMPLATE, np.array([35, 25]), 40).tolist())))
+    plain_box, aligned = Preprocess(48, 1, (0.5,), (0.5,)), Preprocess(48, 1, (0.5,), (0.5,), landmarks=TEMPLATE)
+    assert np.array_equal(plain_box.crop(image, face), image[20:60, 30:70])
+    assert np.array_equal(aligned.crop(image, face), image[25:65, 35:75])
+    assert np.array_equal(aligned.crop(image, face._replace(landmarks=None)), image[20:60, 30:70])
+    assert Preprocess.from_dict(json.loads(json.dumps(aligned.to_dict()))) == aligned
+    with pytest.raises(ValueError, match="ten numbers"):
+        Preprocess(48, 1, (0.5,), (0.5,), landmarks=(0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def yunet() -> faces.YuNet:
+    """The real detector."""
+    if "YUNET" not in os.environ:
+        pytest.skip("YUNET does not name YuNet's ONNX file")
+    return faces.YuNet(os.environ["YUNET"])
+
+
+@pytest.mark.parametrize(("name", "count"), list(YUNET_FACES.items()))
+def test_yunet_finds_the_faces_of_real_photos(fixtures: Path, yunet: faces.YuNet, name: str, count: int) -> None:
+    image = read_image(fixtures / "faces" / name)
+    found = yunet(image)
+    assert len(found) == count
+    for face in found:
+        assert 0.6 <= face.score <= 1 and face.landmarks is not None
+        for x, y in face.landmarks:
+            assert face.x - 0.1 * face.w <= x <= face.x + 1.1 * face.w and face.y <= y <= face.y + 1.1 * face.h
+        right_eye, left_eye, nose, *mouth = face.landmarks
+        assert right_eye[0] < left_eye[0] and right_eye[1] < nose[1] < min(corner[1] for corner in mouth)
+
+
+@pytest.mark.parametrize("name", NON_FACES)
+def test_yunet_finds_no_faces_where_there_are_none(fixtures: Path, yunet: faces.YuNet, name: str) -> None:
+    assert yunet(read_image(fixtures / "nonfaces" / name)) == []
+
+
+def test_yunet_finds_the_same_face_at_any_size(fixtures: Path, yunet: faces.YuNet) -> None:
+    image = read_image(fixtures / "faces" / "astronaut.png")
+    (small,) = yunet(image)
+    (large,) = yunet(cv2.resize(image, (2560, 2560)))  # is searched at half of that
+    np.testing.assert_allclose(np.array(large.landmarks) / 5, np.array(small.landmarks), atol=6)  # of 90 px
+    assert abs(large.w / 5 - small.w) < 8
+
+
+def test_which_detector_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FER_DETECTOR", raising=False)
+    monkeypatch.setattr(faces, "YUNET_FILE", "not_fetched.onnx")
+    assert faces.make_detector("auto") == (faces.haar_faces, "haar")
+    detect, name = faces.make_detector("none")
+    assert name == "none" and detect(numbered(50, 50)) == []
+    with pytest.raises(faces.DetectorError, match="make detector"):
+        faces.make_detector("yunet")
+    with pytest.raises(faces.DetectorError, match=r"none\.onnx not found"):
+        faces.make_detector("auto", tmp_path / "none.onnx")  # a file that is named must be there
+    monkeypatch.setenv("FER_DETECTOR", str(tmp_path / "other.onnx"))
+    with pytest.raises(faces.DetectorError, match=r"other\.onnx not found"):
+        faces.make_detector("auto")
+    assert faces.make_detector("haar")[1] == "haar"
+    (tmp_path / "other.onnx").write_text("no network", encoding="utf-8")
+    with pytest.raises(faces.DetectorError, match="is not YuNet's"):
+        faces.make_detector("auto")
+
+
+def test_the_detector_is_fetched_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.onnx").write_bytes(b"the file")
+    out = tmp_path / "new" / "yunet.onnx"
+    monkeypatch.setattr(faces, "YUNET_ADDRESS", (tmp_path / "there.onnx").as_uri())
+    assert faces.main([str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "checksum" in error and "FER_DETECTOR" in error and error.count("\n") == 1 and not out.parent.exists()
+    monkeypatch.setattr(faces, "YUNET_SHA256", hashlib.sha256(b"the file").hexdigest())
+    assert faces.main([str(out)]) == 0 and out.read_bytes() == b"the file" and len(list(out.parent.iterdir())) == 1
+    monkeypatch.setattr(faces, "YUNET_ADDRESS", (tmp_path / "gone.onnx").as_uri())
+    assert faces.main([str(out)]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 # --- preprocessing ------------------------------------------------------------------------------------------------------
@@ -565,7 +711,7 @@ def test_preprocess_leaves_its_input_alone() -> None:
 )
 def test_round_trip_through_dict_and_json(preprocess: Preprocess) -> None:
     values = preprocess.to_dict()
-    assert values.keys() == {"size_px", "channels", "mean", "std", "margin", "keep", "order"}
+    assert values.keys() == {"size_px", "channels", "mean", "std", "margin", "keep", "order", "landmarks"}
     assert Preprocess.from_dict(values) == preprocess
     back = Preprocess.from_dict(json.loads(json.dumps(values)))
     assert back == preprocess and hash(back) == hash(preprocess)  # tuples again, not lists

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "backbones": {"faces"},
     "onnx_network": {"labels", "faces"},
     "models": {"labels", "faces", "backbones", "onnx_network"},
-    "export": {"labels", "metadata_parallel", "fer_transform", "models", "onnx_network", "inference", "evaluate"},
+    "export": {"labels", "faces", "metadata_parallel", "fer_transform", "models", "onnx_network", "inference", "evaluate"},
     "losses": {"labels"},
     "fer_transform": {"labels", "faces", "layouts", "metadata_parallel"},
     "inference": {"labels", "metrics", "models"},
