@@ -1,67 +1,40 @@
 """Read the expressions of the faces in pictures.
 
-Finds the faces (OpenCV's frontal Haar cascade), crops them as the network's training data was, and prints label and
-probabilities, with valence and arousal where the network was trained on them.
+Finds the faces, crops them as the network's training data was, and prints label and probabilities, with valence and arousal
+where the network was trained on them.
 
     python predict.py face.jpg
-    python predict.py photos/*.jpg --json
-    python predict.py crop.png --detector none        # the picture is a face already
+    python predict.py photos https://example.org/face.jpg --json
+    python predict.py crop.png --detector none              # the picture is a face already
+    python predict.py photos --csv faces.csv --resume       # a million pictures; go on where it was interrupted
+    python predict.py group.jpg --save annotated            # the picture with boxes and labels
 
 Exit status: 0 answered ("no face found" is an answer), 1 a file could not be read, 2 wrong usage.
 """
 
 import argparse
 import io
+import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+import sources
+from answers import Answer, FacePrediction, Table, TableError, save_annotated, to_dict, to_text
 from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
 from labels import LABEL_SETS, remap
 from onnx_network import ModelError
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.onnx"
-BAR_WIDTH = 30
-
-DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
-
-# What to do about the faults of image files that people meet most.
-HINTS = {
-    "missing": "is the path right?",
-    "not a file": "for a folder, give the pictures in it: FOLDER/*.jpg",
-    "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
-    "truncated": "copy or download it again",
-}
-
-
-class FacePrediction(NamedTuple):
-    """One face: its box and score as detected, the probability of each label (they sum to 1), valence and arousal in
-    [−1, 1] or None where the network was not trained on them."""
-
-    face: Face
-    probabilities: dict[str, float]
-    valence: float | None
-    arousal: float | None
-
-    @property
-    def label(self) -> str:
-        """The most probable label."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-
-class Answer(NamedTuple):
-    """What is said of one picture: `detected` is False where the faces are the whole picture, not found in it."""
-
-    path: str
-    detected: bool
-    faces: list[FacePrediction]
-    error: str | None
+BATCH_PICTURES = 32  # whose faces go through the network together
 
 
 class EmotionPredictor:
@@ -110,14 +83,32 @@ class EmotionPredictor:
 
         With detector "none" the picture is one face; so is a small, nearly square one in which none is found.
         """
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Iterable[np.ndarray]) -> list[tuple[list[FacePrediction], bool]]:
+        """As `predict`, for several images, whose faces go through the network together."""
+        found = [self.find(image) for image in images]
+        inputs = [array for _, arrays, _ in found for array in arrays]
+        said = iter(self.answer(inputs, [face for faces, _, _ in found for face in faces]))
+        return [([next(said) for _ in faces], detected) for faces, _, detected in found]
+
+    def find(self, image: np.ndarray) -> tuple[list[Face], list[np.ndarray], bool]:
+        """The faces of an RGB image, largest first, each as network input, and whether they were detected."""
         faces = self.detect(image)
         detected = bool(faces)
         if not faces and (self.detector == "none" or looks_like_crop(image)):
             height, width = image.shape[:2]
-            crops, faces = [image], [Face(0, 0, width, height, math.nan)]
-        else:
-            crops = [self.preprocess.crop(image, face) for face in faces]
-        return self.classify(crops, faces), detected
+            return [Face(0, 0, width, height, math.nan)], [self.preprocess(image)], False
+        return faces, [self.preprocess(self.preprocess.crop(image, face)) for face in faces], detected
+
+    def predict_single_image(self, path: str | os.PathLike[str]) -> tuple[str, dict[str, float]]:
+        """The largest face of a picture file: its label and the probability of each. Raises faces.ImageError where it cannot
+        be read, ValueError where it shows no face.
+        """
+        faces, _ = self.predict(read_image(path))
+        if not faces:
+            raise ValueError(f"{path}: no face found")
+        return faces[0].label, faces[0].probabilities
 
     def predict_emotion_from_frame(self, frame: np.ndarray, face: tuple[int, int, int, int]) -> tuple[str, int, np.ndarray]:
         """One face of a camera's or cv2.imread's frame: its label, the label's index, and all probabilities (classes,).
@@ -142,104 +133,104 @@ class EmotionPredictor:
 
         Raises onnx_network.ModelError where the network's weights are not numbers.
         """
-        if not crops:
+        return self.answer([self.preprocess(crop) for crop in crops], faces)
+
+    def answer(self, inputs: list[np.ndarray], faces: list[Face]) -> list[FacePrediction]:
+        """Predictions for inputs of the network, float32 (C, H, W), and the boxes they came from; as `classify`."""
+        if not inputs:
             return []
-        said = self.network(np.stack([self.preprocess(crop) for crop in crops]))  # of (N, C, H, W)
+        said = self.network(np.stack(inputs))  # of (N, C, H, W)
         if not all(np.isfinite(values).all() for values in said.values()):
             raise ModelError("the network answers with no numbers: its weights are damaged – give another --model")
         logits = said[self.head].astype(np.float64) / self.network.temperatures[self.head]
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))  # (N, classes of the head)
-        probabilities = np.zeros((len(crops), len(self.labels)))
+        probabilities = np.zeros((len(inputs), len(self.labels)))
         for column, place in enumerate(self.places):
             if place is not None:
                 probabilities[:, place] += shares[:, column]
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        affect = said["affect"].clip(-1.0, 1.0).tolist() if self.network.affect else [(None, None)] * len(crops)
+        affect = said["affect"].clip(-1.0, 1.0).tolist() if self.network.affect else [(None, None)] * len(inputs)
         return [
             FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)
             for face, row, (valence, arousal) in zip(faces, probabilities.tolist(), affect, strict=True)
         ]
 
 
-def answer(predictor: EmotionPredictor, path: str) -> Answer:
-    """What can be said of one file; a file that cannot be read gives an answer with an error."""
-    try:
-        image = read_image(path)
-    except ImageError as error:
-        return Answer(path, False, [], str(error))
-    faces, detected = predictor.predict(image)
-    return Answer(path, detected, faces, None)
-
-
-def to_dict(result: Answer) -> dict[str, Any]:
-    """An answer as the JSON documents it; unknown figures are null."""
-    faces = []
-    for prediction in result.faces:
-        box = prediction.face
-        faces.append(
-            {
-                "box": [box.x, box.y, box.w, box.h],
-                "label": prediction.label,
-                "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
-                "valence": prediction.valence,
-                "arousal": prediction.arousal,
-                "score": None if math.isnan(box.score) else box.score,
-                "landmarks": None if box.landmarks is None else [[round(x, 1), round(y, 1)] for x, y in box.landmarks],
-            }
-        )
-    return {"path": result.path, "detected": result.detected, "faces": faces, "error": result.error}
-
-
-def to_text(result: Answer, *, detector: str) -> str:
-    """An answer for people to read, with a bar for each probability."""
-    if result.error is not None:
-        return f"{result.path}: {result.error}" + (f" – {HINTS[result.error]}" if result.error in HINTS else "")
-    if not result.faces:
-        more = f", by {DETECTOR_NAMES[detector]}" if detector in DETECTOR_NAMES else ""
-        return f"{result.path}: no face found{more} (a picture that is a face already: --detector none)"
-    lines = []
-    for number, prediction in enumerate(result.faces, start=1):
-        box = prediction.face
-        where = f"face {number} of {len(result.faces)} at {box.x},{box.y}, {box.w}×{box.h} px"
-        if not result.detected:
-            where = "taken whole" + ("" if detector == "none" else ": no face found, but it looks like a face crop")
-        lines.append(f"{result.path}: {prediction.label} {prediction.probabilities[prediction.label]:.0%} ({where})")
-        for name, value in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
-            lines.append(f"  {name:<9} {value:6.1%} {'█' * round(BAR_WIDTH * value)}".rstrip())
-        if prediction.valence is not None and prediction.arousal is not None:
-            lines.append(f"  valence {prediction.valence:+.2f}, arousal {prediction.arousal:+.2f}")
-    return "\n".join(lines)
+def answers(
+    predictor: EmotionPredictor, names: Iterable[tuple[int, str]], *, save: Path | None, batch: int
+) -> Iterator[list[tuple[int, Answer]]]:
+    """What can be said of pictures, some at a time, each with its number; one that cannot be read gives an answer with an
+    error. With `save` they are also written there with the answers drawn in.
+    """
+    names = iter(names)
+    while part := list(itertools.islice(names, 1 if save is not None else batch)):
+        results: dict[int, Answer] = {}
+        found: list[tuple[int, str, list[Face], list[np.ndarray], bool]] = []
+        image = None
+        for number, name in part:
+            try:
+                image = sources.read(name)
+            except ImageError as error:
+                results[number] = Answer(name, False, [], str(error))
+                continue
+            found.append((number, name, *predictor.find(image)))
+        inputs = [array for _, _, _, arrays, _ in found for array in arrays]
+        said = iter(predictor.answer(inputs, [face for _, _, faces, _, _ in found for face in faces]))
+        for number, name, faces, _, detected in found:
+            results[number] = Answer(name, detected, [next(said) for _ in faces], None)
+        for number, result in results.items():
+            if save is not None and image is not None:
+                save_annotated(save, number, result, image)
+        yield [(number, results[number]) for number, _ in part]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    parser.add_argument("--model", default=str(SHIPPED_MODEL), help=".onnx or .pth file (default: the shipped network)")
-    parser.add_argument(
-        "--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)"
+    add = parser.add_argument
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, patterns, http(s) addresses; - for standard input's list",
     )
-    parser.add_argument(
+    add("--model", default=str(SHIPPED_MODEL), help=".onnx or .pth file (default: the shipped network)")
+    add("--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)")
+    add(
         "--detector", choices=DETECTORS, default="auto",
         help="auto: YuNet where its file is there, else OpenCV's Haar cascade; none: pictures are faces already",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--detector_model", "--detector-model", metavar="ONNX",
         help="YuNet's file (default: that of the environment variable FER_DETECTOR, else what make detector fetched)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON: one object, or a list where several pictures are given"
-    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: one object, a list for several pictures")
+    form.add_argument("--jsonl", action="store_true", help="print JSON, an object a line, as soon as it is known")
+    form.add_argument("--csv", type=Path, metavar="FILE", help="write a table, a row a face")
+    form.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
+    add("--save", type=Path, metavar="DIR", help="write the pictures with boxes and labels there")
+    add("--resume", action="store_true", help="go on with the table of --csv or --parquet that was interrupted")
+    add("--shard", metavar="PART/PARTS", help="answer every PARTS-th picture only (default: torchrun's RANK, WORLD_SIZE)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Answer for every picture; see the exit statuses above."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    path = args.csv or args.parquet
+    if args.resume and path is None:
+        parser.error("--resume goes on with a table: give --csv FILE or --parquet FILE")
+    if args.parquet is not None and args.parquet.suffix.lower() != ".parquet":
+        parser.error(f"--parquet {args.parquet} must end in .parquet")
+    if args.csv is not None and args.csv.suffix.lower() == ".parquet":
+        parser.error(f"{args.csv}: for Parquet give --parquet")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
     try:
+        shard = sources.shard_of(args.shard)
         predictor = EmotionPredictor(
             args.model,
             label_set=args.label_set,
@@ -247,22 +238,54 @@ def main(argv: list[str] | None = None) -> int:
             detector=args.detector,
             detector_model=args.detector_model,
         )
-        answers = []
-        for path in args.images:
-            result = answer(predictor, path)
-            answers.append(result)
-            if not args.json:
-                print(to_text(result, detector=predictor.detector), file=sys.stdout if result.error is None else sys.stderr)
-    except (ModelError, DetectorError) as error:
+        call = {"images": args.images, "model": args.model, "labels": list(predictor.labels.names), "shard": list(shard)}
+        call["detector"] = predictor.detector
+        table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
+        if table is not None and table.complete:
+            print(f"{path} is complete already")
+            return 0
+        names = sources.numbered(sources.expand(args.images), shard, table.done if table is not None else 0)
+        return write(predictor, names, args, table)
+    except (ModelError, DetectorError, sources.SourceError, TableError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if path is not None:
+            print(f"\npredict.py: interrupted – go on with --resume {shlex.quote(str(path))}", file=sys.stderr)
         return 130
+
+
+def write(
+    predictor: EmotionPredictor, names: Iterable[tuple[int, str]], args: argparse.Namespace, table: Table | None
+) -> int:
+    """Write answers as they come, in the form that is asked for; returns the exit status."""
+    from tqdm import tqdm
+
+    at_once = table is None and not args.json  # somebody may be waiting for each line
+    failed, faces, documents = 0, 0, []
+    with tqdm(unit="picture", disable=None if table is not None else True) as bar:
+        for part in answers(predictor, names, save=args.save, batch=1 if at_once else BATCH_PICTURES):
+            if table is not None:
+                table.write(part)
+            for _, result in part:
+                failed += result.error is not None
+                faces += len(result.faces)
+                if args.json:
+                    documents.append(to_dict(result))
+                elif args.jsonl:
+                    print(json.dumps(to_dict(result), allow_nan=False), flush=True)
+                elif table is None:
+                    stream = sys.stdout if result.error is None else sys.stderr
+                    print(to_text(result, detector=predictor.detector), file=stream)
+            bar.update(len(part))
     if args.json:
-        documents = [to_dict(result) for result in answers]
         # Escaped letters, so that every path survives every console.
-        print(json.dumps(documents if len(documents) > 1 else documents[0], indent=2, allow_nan=False))
-    return 1 if any(result.error is not None for result in answers) else 0
+        print(json.dumps(documents if len(documents) != 1 else documents[0], indent=2, allow_nan=False))
+    if table is not None:
+        done = table.done
+        table.close()
+        print(f"{table.path}: {done} pictures, {faces} faces in this call, {failed} that could not be read")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

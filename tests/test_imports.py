@@ -53,7 +53,9 @@ MAY_IMPORT = {
     },
     "study": {"labels", "figures", "recipes"},
     "report": {"labels", "metrics", "evaluate", "recipes", "study"},
-    "predict": {"labels", "faces", "models", "onnx_network"},
+    "sources": {"faces"},
+    "answers": {"faces"},
+    "predict": {"labels", "faces", "models", "onnx_network", "sources", "answers"},
     "sample_faces": {"labels"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

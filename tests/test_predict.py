@@ -1,18 +1,22 @@
 """From a file name to an answer: what is printed, with which exit status, whatever the file is."""
 
+import csv
 import json
 import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import answers
 import faces
 import models
 import predict
@@ -193,7 +197,7 @@ def test_detector_none_takes_every_picture_whole(
         ("text.jpg", "not an image", "JPEG, PNG, WebP, BMP, TIFF and GIF can be read"),
         ("empty.jpg", "empty", ""),
         ("cut.jpg", "truncated", "copy or download it again"),
-        ("folder.jpg", "not a file", "for a folder, give the pictures in it: FOLDER/*.jpg"),
+        ("folder.jpg", "not a file", "is there a picture in this folder?"),
         ("nothing.jpg", "missing", "is the path right?"),
     ],
 )
@@ -462,3 +466,179 @@ def test_frames_that_are_none(checkpoint: str) -> None:
     for frame in (np.zeros((60, 90), np.uint8), np.zeros((60, 90, 3)), np.zeros((60, 90, 4), np.uint8)):
         with pytest.raises(ValueError, match="a frame is BGR"):
             predictor.predict_emotion_from_frame(frame, (0, 0, 10, 10))
+
+
+# --- many pictures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A folder with pictures in two levels, files that are none, and one that is broken."""
+    folder = tmp_path / "album"
+    (folder / "b" / "deep").mkdir(parents=True)
+    for at, name in enumerate(("c.png", "a.jpg", "b/z.PNG", "b/deep/y.webp", "B2.png")):
+        (folder / name).write_bytes(write_picture(tmp_path / f"p{Path(name).suffix.lower()}", 20 + at, 20).read_bytes())
+    (folder / "broken.jpg").write_text("no picture", encoding="utf-8")
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / ".hidden.png").write_bytes((folder / "c.png").read_bytes())
+    return folder
+
+
+ALBUM = ["B2.png", "a.jpg", "broken.jpg", "c.png", "b/z.PNG", "b/deep/y.webp"]
+
+
+def test_a_folder_is_read_in_order_with_all_below(checkpoint: str, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main([str(album), "--model", checkpoint, "--jsonl"]) == 1
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [document["path"] for document in documents] == [str(album / name) for name in ALBUM]
+    assert [document["error"] for document in documents] == [None, None, "not an image", None, None, None]
+    documents = answer_json(capsys, album, "--model", checkpoint, status=1)
+    assert [document["path"] for document in documents] == [str(album / name) for name in ALBUM]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_says_what_the_json_says(
+    checkpoint: str, pictures: Path, two_faces: list[Face], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_faces[1] = two_faces[1]._replace(landmarks=((1.0, 2.0), (3.0, 4.0), (5.0, 6.0), (7.0, 8.0), (9.0, 10.04)))
+    names = [str(pictures / name) for name in ("big.png", "text.jpg", "small.png")]
+    assert predict.main([*names, "--model", checkpoint, "--csv", str(tmp_path / "new" / "a.csv")]) == 1
+    assert "3 pictures, 4 faces in this call, 1 that could not be read" in capsys.readouterr().out
+    table = read_csv(tmp_path / "new" / "a.csv")
+    assert [row["path"] for row in table] == [names[0]] * 2 + [names[1]] + [names[2]] * 2
+    assert [row["picture"] for row in table] == ["0", "0", "1", "2", "2"]
+    assert [row["face"] for row in table] == ["0", "1", "", "0", "1"]
+    assert table[2]["error"] == "not an image" and table[2]["label"] == table[2]["p_happy"] == ""
+    documents = answer_json(capsys, *names, "--model", checkpoint, status=1)
+    faces = [face for document in documents for face in document["faces"]]
+    for row, face in zip([row for row in table if row["face"]], faces, strict=True):
+        assert [int(row[key]) for key in "xywh"] == face["box"] and row["label"] == face["label"]
+        assert {name: float(row[f"p_{name}"]) for name in FER7.names} == face["probabilities"]
+        assert (float(row["score"]) if row["score"] else None) == face["score"] and row["valence"] == ""
+    assert (table[1]["right_eye_x"], table[1]["left_mouth_y"], table[0]["nose_x"]) == ("1.0", "10.0", "")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.csv"]
+
+
+def test_parquet_holds_the_same_table(checkpoint: str, album: Path, tmp_path: Path) -> None:
+    odd = album / 'new\nline, "quoted".png'
+    odd.write_bytes((album / "c.png").read_bytes())
+    for form in ("csv", "parquet"):
+        assert predict.main([str(album), "--model", checkpoint, f"--{form}", str(tmp_path / f"a.{form}")]) == 1
+    plain, table = pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "a.parquet")
+    assert list(plain) == list(table) and len(table) == 7 and str(odd) in set(table["path"])
+    for column in plain:
+        same = (plain[column] == table[column]) | (plain[column].isna() & table[column].isna())
+        assert same.all(), column
+    assert table["face"].dtype == "Int64" or table["face"].dropna().eq(0).all()
+    assert sorted(path.name for path in tmp_path.glob("a.*")) == ["a.csv", "a.parquet"]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupted_table_is_gone_on_with(
+    checkpoint: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], form: str, stop: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(predict, "BATCH_PICTURES", 2)
+    flags = [str(album), "--model", checkpoint, f"--{form}"]
+    assert predict.main([*flags, str(tmp_path / f"whole.{form}")]) == 1
+    real, calls = answers.Table.mark, []
+
+    def killed(table: answers.Table) -> None:
+        calls.append(1)
+        if len(calls) > stop:  # rows are written, the note is not
+            table.file.flush()
+            raise KeyboardInterrupt
+        real(table)
+
+    monkeypatch.setattr(answers.Table, "mark", killed)
+    cut = tmp_path / f"cut.{form}"
+    assert predict.main([*flags, str(cut)]) == 130
+    monkeypatch.setattr(answers.Table, "mark", real)
+    assert predict.main([*flags, str(cut)]) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert predict.main([*flags, str(cut), "--resume", "--detector", "none"]) == 2
+    assert "other pictures or settings" in capsys.readouterr().err
+    assert predict.main([*flags, str(cut), "--resume"]) in (0, 1)
+    if form == "csv":
+        assert cut.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    else:
+        assert pd.read_parquet(cut).equals(pd.read_parquet(tmp_path / "whole.parquet"))
+    assert len(list(tmp_path.glob("cut*"))) == 1
+    capsys.readouterr()
+    assert predict.main([*flags, str(cut), "--resume"]) == 0
+    assert capsys.readouterr().out == f"{cut} is complete already\n"
+
+
+def test_shards_are_every_picture_once(
+    checkpoint: str, album: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for part in ("1/4", "2/4", "3/4", "4/4"):
+        predict.main([str(album), "--model", checkpoint, "--jsonl", "--shard", part])
+        seen.append([json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()])
+    assert [len(part) for part in seen] == [2, 2, 1, 1]
+    assert sorted(path for part in seen for path in part) == sorted(str(album / name) for name in ALBUM)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    predict.main([str(album), "--model", checkpoint, "--jsonl"])
+    assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == seen[1]
+    assert predict.main([str(album), "--model", checkpoint, "--shard", "5/4"]) == 2
+    assert "PART/PARTS" in capsys.readouterr().err
+
+
+def test_annotated_pictures(checkpoint: str, pictures: Path, two_faces: list[Face], tmp_path: Path) -> None:
+    names = [str(pictures / name) for name in ("big.png", "text.jpg", "small.png")]
+    assert predict.main([*names, "--model", checkpoint, "--save", str(tmp_path / "drawn")]) == 1
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["000000_big.jpg", "000002_small.jpg"]
+    drawn, before = read_image(tmp_path / "drawn" / "000000_big.jpg").astype(int), read_image(names[0]).astype(int)
+    assert drawn.shape == before.shape
+    blue = (np.abs(drawn - answers.BOX_COLOUR).max(axis=2) < 60).mean(axis=(0,)) > 0.05
+    assert blue[20] and blue[120] and not blue[140:195].any()  # the sides of the first box, and nothing beside it
+
+
+def test_what_tables_refuse(checkpoint: str, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--resume"], "give --csv FILE or --parquet FILE"),
+        (["--parquet", "a.csv"], "must end in .parquet"),
+        (["--csv", "a.parquet"], "for Parquet give --parquet"),
+        (["--csv", "a.csv", "--json"], "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            predict.main([str(album), "--model", checkpoint, *words])
+        assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_several_images_at_once_answer_as_one_by_one(checkpoint: str, pictures: Path, two_faces: list[Face]) -> None:
+    predictor = predict.EmotionPredictor(checkpoint)
+    images = [read_image(pictures / name) for name in ("big.png", "small.png")]
+    assert predictor.predict_batch(images) == [predictor.predict(image) for image in images]
+    assert predictor.predict_batch([]) == []
+    label, shares = predictor.predict_single_image(pictures / "big.png")
+    assert label == "happy" and shares == pytest.approx(PROBABILITIES, abs=1e-6)
+
+
+def test_a_single_image_without_a_face(checkpoint: str, pictures: Path) -> None:
+    with pytest.raises(ValueError, match="no face found"):
+        predict.EmotionPredictor(checkpoint).predict_single_image(pictures / "big.png")
+
+
+def test_threads_may_share_a_predictor(checkpoint: str, pictures: Path) -> None:
+    predictor = predict.EmotionPredictor(checkpoint)
+    images = [np.random.default_rng(at).integers(0, 256, (40, 40, 3), dtype=np.uint8) for at in range(24)]
+    alone = [predictor.predict(image) for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(predictor.predict, images)) == alone
+
+
+@pytest.mark.parametrize(("label_set", "expected"), [("fer4", {"angry": 0.08, "sad": 0.13, "happy": 0.6, "neutral": 0.19})])
+def test_other_classes_are_summed(checkpoint: str, pictures: Path, label_set: str, expected: dict[str, float]) -> None:
+    predictor = predict.EmotionPredictor(checkpoint, label_set=label_set)
+    faces, _ = predictor.predict(read_image(pictures / "small.png"))
+    assert faces[0].probabilities == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(models.ModelError, match="says nothing of contempt"):
+        predict.EmotionPredictor(checkpoint, label_set="affectnet8")

@@ -1,0 +1,249 @@
+"""What was found in pictures, and how it is written down: text with bars, JSON, tables that can be resumed, pictures.
+
+python predict.py photos --csv faces.csv --save annotated
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from faces import Face
+
+BAR_WIDTH = 30
+DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
+LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
+BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and black letters are read on it
+
+# What to do about the faults of image files that people meet most.
+HINTS = {
+    "missing": "is the path right?",
+    "not a file": "is there a picture in this folder?",
+    "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
+    "truncated": "copy or download it again",
+}
+
+
+class TableError(Exception):
+    """A table that cannot be written; the message is one line and says what to do next."""
+
+
+class FacePrediction(NamedTuple):
+    """One face: its box and score as detected, the probability of each label (they sum to 1), valence and arousal in
+    [−1, 1] or None where the network was not trained on them."""
+
+    face: Face
+    probabilities: dict[str, float]
+    valence: float | None
+    arousal: float | None
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+class Answer(NamedTuple):
+    """What is said of one picture: `detected` is False where the faces are the whole picture, not found in it."""
+
+    path: str
+    detected: bool
+    faces: list[FacePrediction]
+    error: str | None
+
+
+def to_dict(result: Answer) -> dict[str, Any]:
+    """An answer as the JSON documents it; unknown figures are null."""
+    faces = []
+    for prediction in result.faces:
+        box = prediction.face
+        faces.append(
+            {
+                "box": [box.x, box.y, box.w, box.h],
+                "label": prediction.label,
+                "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
+                "valence": prediction.valence,
+                "arousal": prediction.arousal,
+                "score": None if math.isnan(box.score) else box.score,
+                "landmarks": None if box.landmarks is None else [[round(x, 1), round(y, 1)] for x, y in box.landmarks],
+            }
+        )
+    return {"path": result.path, "detected": result.detected, "faces": faces, "error": result.error}
+
+
+def to_text(result: Answer, *, detector: str) -> str:
+    """An answer for people to read, with a bar for each probability."""
+    if result.error is not None:
+        return f"{result.path}: {result.error}" + (f" – {HINTS[result.error]}" if result.error in HINTS else "")
+    if not result.faces:
+        more = f", by {DETECTOR_NAMES[detector]}" if detector in DETECTOR_NAMES else ""
+        return f"{result.path}: no face found{more} (a picture that is a face already: --detector none)"
+    lines = []
+    for number, prediction in enumerate(result.faces, start=1):
+        box = prediction.face
+        where = f"face {number} of {len(result.faces)} at {box.x},{box.y}, {box.w}×{box.h} px"
+        if not result.detected:
+            where = "taken whole" + ("" if detector == "none" else ": no face found, but it looks like a face crop")
+        lines.append(f"{result.path}: {prediction.label} {prediction.probabilities[prediction.label]:.0%} ({where})")
+        for name, value in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
+            lines.append(f"  {name:<9} {value:6.1%} {'█' * round(BAR_WIDTH * value)}".rstrip())
+        if prediction.valence is not None and prediction.arousal is not None:
+            lines.append(f"  valence {prediction.valence:+.2f}, arousal {prediction.arousal:+.2f}")
+    return "\n".join(lines)
+
+
+# Tables
+
+
+def columns(labels: Sequence[str]) -> list[str]:
+    """The columns of a table: a row a face, and one row for a picture without."""
+    landmarks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+    found = ["picture", "path", "face", "detected", "x", "y", "w", "h", "score", *landmarks]
+    return [*found, "label", *(f"p_{name}" for name in labels), "valence", "arousal", "error"]
+
+
+def rows(number: int, result: Answer, labels: Sequence[str]) -> Iterator[list[Any]]:
+    """The rows of a picture, the `number`-th of all; None where there is nothing to say."""
+    empty = [None] * (5 + 2 * len(LANDMARKS) + 1 + len(labels) + 2)
+    if not result.faces:
+        yield [number, result.path, None, result.detected, *empty, result.error]
+    for index, prediction in enumerate(result.faces):
+        box = prediction.face
+        places = [None] * (2 * len(LANDMARKS))
+        if box.landmarks is not None:
+            places = [round(value, 1) for place in box.landmarks for value in place]  # type: ignore[misc]
+        score = None if math.isnan(box.score) else box.score
+        shares = [round(prediction.probabilities[name], 6) for name in labels]
+        affect = [None if value is None else round(value, 4) for value in (prediction.valence, prediction.arousal)]
+        yield [
+            number, result.path, index, result.detected, box.x, box.y, box.w, box.h, score, *places,
+            prediction.label, *shares, *affect, None,
+        ]  # fmt: skip
+
+
+class Table:
+    """A CSV or Parquet file of answers that may be interrupted at any time, and gone on with.
+
+    Rows go into the CSV (for Parquet into a CSV beside it, which becomes the file at the end); a note beside it says how
+    many pictures are whole, up to which byte, and of which call. Raises TableError where there is such a note and `resume`
+    is not asked for, or it is of another call.
+    """
+
+    def __init__(self, path: Path, labels: Sequence[str], *, call: dict[str, Any], resume: bool) -> None:
+        self.path, self.labels, self.call = path, labels, call
+        parquet = path.suffix.lower() == ".parquet"
+        self.file_path = path.with_name(path.name + ".partial.csv") if parquet else path
+        self.note = path.with_name(path.name + ".progress")
+        self.done = 0  # pictures of this shard that are whole
+        self.complete = resume and path.is_file() and not self.note.is_file()
+        if self.complete:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = 0
+        if self.note.is_file():
+            if not resume:
+                raise TableError(f"{path} is there in part – go on with --resume, or remove {self.note}")
+            noted = json.loads(self.note.read_text(encoding="utf-8"))
+            if noted["call"] != call:
+                raise TableError(
+                    f"{path} was begun with other pictures or settings – call it as before, or remove {self.note}"
+                )
+            self.done, size = noted["done"], noted["bytes"]
+        self.file = self.file_path.open("r+b" if size else "wb")
+        self.file.truncate(size)
+        self.file.seek(size)
+        if not size:
+            self.file.write(self.encode([columns(labels)]))
+            self.mark()
+
+    def encode(self, lines: Sequence[Sequence[Any]]) -> bytes:
+        """Lines of CSV; bytes of paths that are no text are written as \\udc..."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        return text.getvalue().encode("utf-8", "backslashreplace")
+
+    def mark(self) -> None:
+        """Note how far the file is whole."""
+        self.file.flush()
+        noted = {"done": self.done, "bytes": self.file.tell(), "call": self.call}
+        temporary = self.note.with_name(self.note.name + ".tmp")
+        temporary.write_text(json.dumps(noted), encoding="utf-8")
+        temporary.replace(self.note)
+
+    def write(self, results: Sequence[tuple[int, Answer]]) -> None:
+        """Add the rows of some pictures."""
+        self.file.write(self.encode([line for number, result in results for line in rows(number, result, self.labels)]))
+        self.done += len(results)
+        self.mark()
+
+    def close(self) -> None:
+        """Finish the file; for Parquet turn the CSV into it."""
+        self.file.close()
+        if self.file_path != self.path:
+            to_parquet(self.file_path, self.path, self.labels)
+            self.file_path.unlink()
+        self.note.unlink()
+
+
+def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:
+    """A table's CSV as Parquet, some rows at a time."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    names = columns(labels)
+    whole = dict.fromkeys(("picture", "face", "x", "y", "w", "h"), pa.int64())
+    text = dict.fromkeys(("path", "label", "error"), pa.string())
+    types = dict.fromkeys(names, pa.float64()) | whole | text | {"detected": pa.bool_()}
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=types, strings_can_be_null=True, null_values=[""], true_values=["True"], false_values=["False"]
+    )
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    temporary = target.with_name(target.name + ".tmp")
+    with (
+        pyarrow.csv.open_csv(source, convert_options=convert, parse_options=parse) as batches,
+        pq.ParquetWriter(temporary, pa.schema([(name, types[name]) for name in names])) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+    temporary.replace(target)
+
+
+# Pictures
+
+
+def annotate(image: np.ndarray, predictions: Sequence[FacePrediction], *, boxes: bool = True) -> np.ndarray:
+    """A copy of an RGB picture with a box round each face, its label and probability on a ground above it."""
+    picture = np.ascontiguousarray(image).copy()
+    for prediction in predictions:
+        face = prediction.face
+        scale = max(0.4, min(face.w, face.h) / 180)
+        thick = max(1, round(scale * 1.6))
+        if boxes:
+            cv2.rectangle(picture, (face.x, face.y), (face.x + face.w, face.y + face.h), BOX_COLOUR, thick)
+        text = f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}"
+        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+        left = max(0, min(face.x, picture.shape[1] - width - 4))
+        base = max(height + below, face.y - below - 2)
+        cv2.rectangle(picture, (left, base - height - 4), (left + width + 4, base + below), BOX_COLOUR, cv2.FILLED)
+        cv2.putText(picture, text, (left + 2, base), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
+    return picture
+
+
+def save_annotated(folder: Path, number: int, result: Answer, image: np.ndarray) -> None:
+    """Write a picture with its answers drawn in, as JPEG, under its own name and number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = os.fsencode(Path(result.path).stem[-100:] or "picture").decode("utf-8", "replace")
+    drawn = annotate(image, result.faces, boxes=result.detected)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    target = folder / f"{number:06d}_{stem}.jpg"
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_bytes(encoded.tobytes())
+    temporary.replace(target)

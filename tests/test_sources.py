@@ -1,0 +1,150 @@
+"""Which pictures are meant: order, patterns, lists, addresses with their limits, shards."""
+
+import http.server
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import sources
+from faces import ImageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("10.png", "9.jpg", "x/2.PNG", "x/1.gif", "x/y/3.bmp", "z/readme.md", "[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def names(folder: Path, *items: str, lines: list[str] | None = None) -> list[str]:
+    """What `expand` gives, relative to the folder."""
+    found = sources.expand([str(folder / item) if item != "-" else item for item in items], lines)
+    return [Path(name).relative_to(folder).as_posix() for name in found]
+
+
+def test_folders_are_walked_by_name(folder: Path) -> None:
+    assert names(folder, ".") == ["10.png", "9.jpg", "[1].png", "x/1.gif", "x/2.PNG", "x/y/3.bmp"]
+    assert names(folder, "x", "9.jpg", "x/y") == ["x/1.gif", "x/2.PNG", "x/y/3.bmp", "9.jpg", "x/y/3.bmp"]
+    assert names(folder, "z", "nothing") == ["z", "nothing"]  # somebody has to say that there is nothing
+
+
+def test_patterns(folder: Path) -> None:
+    assert names(folder, "*.png") == ["10.png", "[1].png", "folder.png"]
+    assert names(folder, "**/*.bmp") == ["x/y/3.bmp"]
+    assert names(folder, "[1].png") == ["[1].png"]  # a file of that name is no pattern
+    assert names(folder, "*.tiff") == ["*.tiff"]
+
+
+def test_lists_on_standard_input(folder: Path) -> None:
+    lines = [f"{folder / '9.jpg'}\n", "\n", f"{folder / 'x y'}\r\n", str(folder / "10.png")]
+    assert names(folder, "x/y", "-", lines=lines) == ["x/y/3.bmp", "9.jpg", "x y", "10.png"]
+
+
+def test_links_that_lead_round_are_not_followed(folder: Path) -> None:
+    try:
+        (folder / "x" / "round").symlink_to(folder, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert len(names(folder, ".")) == 6
+
+
+def test_shards_and_numbers() -> None:
+    everything = list("abcdefghij")
+    for parts in (1, 3, 4):
+        found = [list(sources.numbered(everything, (part, parts), 0)) for part in range(parts)]
+        assert sorted(pair for part in found for pair in part) == list(enumerate(everything))
+    assert list(sources.numbered(everything, (1, 3), 2)) == [(7, "h")]
+    assert list(sources.numbered(everything, (0, 1), 10)) == []
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_shards_that_are_none(text: str) -> None:
+    with pytest.raises(sources.SourceError, match="PART/PARTS"):
+        sources.shard_of(text)
+
+
+def test_shards_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert sources.shard_of(None) == (0, 1) and sources.shard_of("2/4") == (1, 4)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert sources.shard_of(None) == (2, 4) and sources.shard_of("1/1") == (0, 1)
+    monkeypatch.setenv("RANK", "nonsense")
+    assert sources.shard_of(None) == (0, 1)
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A web server on this machine with a picture, a page, a large file and nothing."""
+    contents = {
+        "/a.png": cv2.imencode(".png", PICTURE[:, :, ::-1])[1].tobytes(),
+        "/page": b"<html>no picture</html>",
+        "/large": b"\xff" * 3000,
+        "/empty": b"",
+        "/slow": b"1",
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = contents.get(self.path)
+            self.send_response(200 if content is not None else 404)
+            self.end_headers()
+            self.wfile.write(content or b"")
+            for _ in range(20 if self.path == "/slow" else 0):
+                self.wfile.write(b"1")
+                self.wfile.flush()
+                time.sleep(0.05)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_addresses(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(sources.expand([f"{server}/a.png?x=[1]"])) == [f"{server}/a.png?x=[1]"]
+    assert np.array_equal(sources.read(f"{server}/a.png"), PICTURE)
+    for path, reason in (("/page", "cannot be decoded"), ("/gone", "the server says 404"), ("/empty", "empty")):
+        with pytest.raises(ImageError, match=reason):
+            sources.read(server + path)
+    monkeypatch.setattr(sources, "ADDRESS_MAX_BYTES", 2000)
+    with pytest.raises(ImageError, match="larger than"):
+        sources.read(f"{server}/large")
+    monkeypatch.setattr(sources, "ADDRESS_MAX_BYTES", 10_000)
+    monkeypatch.setattr(sources, "ADDRESS_WAIT_S", 0.2)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        sources.read(f"{server}/slow")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        sources.read("http://127.0.0.1:9/a.png")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        sources.read("http://no space/a.png")
+
+
+def test_google_drive_is_gdowns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(ImageError, match="pip install gdown"):
+        sources.read("https://drive.google.com/file/d/1/view")
+
+    class Gdown:
+        @staticmethod
+        def download(address: str, target: str, **_: object) -> None:
+            assert address.endswith("/view")
+            Path(target).write_bytes(cv2.imencode(".png", PICTURE[:, :, ::-1])[1].tobytes())
+
+    monkeypatch.setitem(sys.modules, "gdown", Gdown)
+    assert np.array_equal(sources.read("https://drive.google.com/file/d/1/view"), PICTURE)
