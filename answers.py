@@ -227,7 +227,7 @@ def annotate(image: np.ndarray, predictions: Sequence[FacePrediction], *, boxes:
         scale = max(0.4, min(face.w, face.h) / 180)
         thick = max(1, round(scale * 1.6))
         if boxes:
-            cv2.rectangle(picture, (face.x, face.y), (face.x + face.w, face.y + face.h), BOX_COLOUR, thick)
+            cv2.rectangle(picture, (face.x, face.y), (face.x + face.w, face.y + face.h), BOX_COLOUR, thick + 1)
         text = f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}"
         (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
         left = max(0, min(face.x, picture.shape[1] - width - 4))
