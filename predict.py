@@ -8,6 +8,8 @@ where the network was trained on them.
     python predict.py crop.png --detector none              # the picture is a face already
     python predict.py photos --csv faces.csv --resume       # a million pictures; go on where it was interrupted
     python predict.py group.jpg --save annotated            # the picture with boxes and labels
+    python predict.py clip.mp4 --save annotated             # the video, and a timeline of each person
+    python predict.py --webcam                              # q quits, s saves the picture
 
 Exit status: 0 answered ("no face found" is an answer), 1 a file could not be read, 2 wrong usage.
 """
@@ -190,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "images",
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
         help="files, folders, patterns, http(s) addresses; - for standard input's list",
     )
@@ -210,7 +212,8 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--jsonl", action="store_true", help="print JSON, an object a line, as soon as it is known")
     form.add_argument("--csv", type=Path, metavar="FILE", help="write a table, a row a face")
     form.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
-    add("--save", type=Path, metavar="DIR", help="write the pictures with boxes and labels there")
+    add("--save", type=Path, metavar="DIR", help="write the pictures and videos with boxes and labels there")
+    add("--webcam", type=int, nargs="?", const=0, metavar="N", help="show camera N (default: the first); q quits, s saves")
     add("--resume", action="store_true", help="go on with the table of --csv or --parquet that was interrupted")
     add("--shard", metavar="PART/PARTS", help="answer every PARTS-th picture only (default: torchrun's RANK, WORLD_SIZE)")
     return parser
@@ -221,6 +224,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     path = args.csv or args.parquet
+    videos = [name for name in args.images if name.lower().endswith(sources.VIDEO_EXTENSIONS)]
+    pictures = [name for name in args.images if name not in videos]
+    if videos and path is not None:
+        parser.error(f"{videos[0]}: the timeline of a video is written by --save DIR, not into a table")
+    if (args.webcam is None) == (not args.images):
+        parser.error("give pictures or videos, or --webcam")
     if args.resume and path is None:
         parser.error("--resume goes on with a table: give --csv FILE or --parquet FILE")
     if args.parquet is not None and args.parquet.suffix.lower() != ".parquet":
@@ -238,14 +247,22 @@ def main(argv: list[str] | None = None) -> int:
             detector=args.detector,
             detector_model=args.detector_model,
         )
+        if args.webcam is not None:
+            import video
+
+            video.watch(args.webcam, predictor.predict, save=args.save or Path())
+            return 0
+        if path is not None and shard[1] > 1:
+            path = path.with_name(f"{path.stem}-{shard[0] + 1}of{shard[1]}{path.suffix}")  # a file of its own
         call = {"images": args.images, "model": args.model, "labels": list(predictor.labels.names), "shard": list(shard)}
         call["detector"] = predictor.detector
         table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
         if table is not None and table.complete:
             print(f"{path} is complete already")
             return 0
-        names = sources.numbered(sources.expand(args.images), shard, table.done if table is not None else 0)
-        return write(predictor, names, args, table)
+        names = sources.numbered(sources.expand(pictures), shard, table.done if table is not None else 0)
+        status = write(predictor, names, args, table) if pictures else 0
+        return max([status, *(read_video(predictor, name, args) for name in videos)])
     except (ModelError, DetectorError, sources.SourceError, TableError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
@@ -253,6 +270,26 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None:
             print(f"\npredict.py: interrupted – go on with --resume {shlex.quote(str(path))}", file=sys.stderr)
         return 130
+
+
+def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace) -> int:
+    """Follow the faces of a video and print what they showed; returns the exit status."""
+    import video
+
+    try:
+        tracks = video.follow(name, predictor.predict, save=args.save)
+    except sources.SourceError as error:
+        if args.json or args.jsonl:
+            print(json.dumps({"path": name, "tracks": [], "error": str(error)}))
+        else:
+            print(error, file=sys.stderr)
+        return 1
+    if args.json or args.jsonl:
+        document = {"path": name, "tracks": [video.track_to_dict(track) for track in tracks], "error": None}
+        print(json.dumps(document, indent=None if args.jsonl else 2))
+    else:
+        print(video.describe_tracks(name, tracks))
+    return 0
 
 
 def write(

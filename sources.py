@@ -22,11 +22,12 @@ from faces import IMAGE_EXTENSIONS, ImageError, decode_image, read_image
 ADDRESSES = ("http://", "https://")
 ADDRESS_MAX_BYTES, ADDRESS_WAIT_S = 50_000_000, 30
 GOOGLE_DRIVE = "drive.google.com"
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 READABLE = (*IMAGE_EXTENSIONS, ".gif")
 
 
 class SourceError(Exception):
-    """Sources that cannot be listed; the message is one line and says what to do next."""
+    """Pictures, a video or a camera that cannot be had; the message is one line and says what to do next."""
 
 
 def expand(items: Iterable[str], lines: Iterable[str] | None = None) -> Iterator[str]:

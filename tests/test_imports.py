@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "report": {"labels", "metrics", "evaluate", "recipes", "study"},
     "sources": {"faces"},
     "answers": {"faces"},
-    "predict": {"labels", "faces", "models", "onnx_network", "sources", "answers"},
+    "video": {"faces", "sources", "answers", "figures"},
+    "predict": {"labels", "faces", "models", "onnx_network", "sources", "answers", "video"},
     "sample_faces": {"labels"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

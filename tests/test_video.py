@@ -1,0 +1,244 @@
+"""Videos: who is who from frame to frame, smoothing, timelines, the files that are written, cameras without a screen."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import predict
+import video
+from answers import FacePrediction
+from faces import Face, read_image
+from sources import SourceError
+
+
+def said(x: int, y: int = 50, *, happy: float = 0.8, valence: float | None = None, size: int = 40) -> FacePrediction:
+    """A face at a place with a probability of "happy", the rest being "sad"."""
+    return FacePrediction(Face(x, y, size, size, 0.9), {"happy": happy, "sad": 1.0 - happy}, valence, None)
+
+
+# --- tracks -------------------------------------------------------------------------------------------------------------
+
+
+def test_faces_that_move_keep_their_numbers() -> None:
+    tracker = video.Tracker()
+    for frame in range(20):
+        left, right = said(10 + 4 * frame), said(300 - 5 * frame)
+        order = [left, right] if frame % 2 else [right, left]  # the detector's order says nothing
+        tracks = tracker.update(frame / 25, frame, order)
+        assert [track.number for track in tracks] == ([2, 1] if frame % 2 else [1, 2])
+    assert [len(track.frames) for track in tracker.tracks] == [20, 20]
+
+
+def test_the_pairs_with_the_largest_overlaps_are_matched() -> None:
+    """The largest single overlap is that of the first track with the second face; taking it would leave two apart."""
+    tracker = video.Tracker()
+    first, second = tracker.update(0.0, 0, [said(100), said(120)])
+    found = tracker.update(0.04, 1, [said(88), said(108)])
+    assert video.overlap(said(100).face, said(108).face) > video.overlap(said(100).face, said(88).face)
+    assert [track.number for track in found] == [first.number, second.number]
+
+
+def test_who_leaves_comes_back_only_soon() -> None:
+    tracker = video.Tracker()
+    tracker.update(0.0, 0, [said(10)])
+    assert tracker.update(0.5, 5, []) == []
+    assert tracker.update(0.9, 9, [said(12)])[0].number == 1
+    assert tracker.update(2.5, 25, [said(12)])[0].number == 2
+    assert tracker.update(2.6, 26, [said(200)])[0].number == 3  # no overlap: somebody else
+
+
+def test_overlap_by_hand() -> None:
+    box = Face(10, 10, 20, 10, math.nan)
+    assert video.overlap(box, box) == 1.0
+    assert video.overlap(box, Face(20, 10, 20, 10, math.nan)) == pytest.approx(100 / 300)
+    assert video.overlap(box, Face(30, 10, 20, 10, math.nan)) == 0.0
+
+
+def test_smoothing_by_hand() -> None:
+    track = video.Track(1)
+    track.add(0.0, 0, said(0, happy=1.0, valence=1.0))
+    track.add(0.5, 1, said(0, happy=0.0, valence=0.0))
+    assert track.smoothed[1].probabilities["happy"] == pytest.approx(math.exp(-1))
+    assert track.smoothed[1].valence == pytest.approx(math.exp(-1)) and track.smoothed[1].arousal is None
+    for step in range(20):
+        track.add(0.6 + step / 10, step, said(0, happy=0.0, valence=0.0))
+    assert track.smoothed[-1].probabilities["happy"] < 0.02
+    assert all(sum(value.probabilities.values()) == pytest.approx(1) for value in track.smoothed)
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+RED, GREEN = (220, 30, 30), (30, 200, 30)
+
+
+def find_squares(image: np.ndarray) -> tuple[list[FacePrediction], bool]:
+    """The red and the green square of a frame as faces: the red one is happy, the green one is sad."""
+    found = []
+    for colour, happy in ((RED, 0.9), (GREEN, 0.2)):
+        mask = np.abs(image.astype(int) - colour).max(axis=2) < 70
+        if mask.sum() > 200:
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            box = Face(int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1, 0.9)
+            found.append(FacePrediction(box, {"happy": happy, "sad": 1.0 - happy}, None, None))
+    return found, bool(found)
+
+
+def write_video(path: Path, pictures: Sequence[np.ndarray], fps: float = 10.0) -> Path:
+    """An MP4 of RGB pictures."""
+    height, width = pictures[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))  # type: ignore[attr-defined]
+    for picture in pictures:
+        writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds: a red square moves to the right, a green one is there in the first and in the last second."""
+    pictures = []
+    for frame in range(30):
+        picture = np.full((120, 200, 3), 128, np.uint8)
+        picture[20:60, 10 + 4 * frame : 50 + 4 * frame] = RED
+        if frame < 10 or frame >= 22:
+            picture[70:110, 60:100] = GREEN
+        pictures.append(picture)
+    return write_video(tmp_path_factory.mktemp("clips") / "two squares.mp4", pictures)
+
+
+def test_a_video_is_followed_and_written(clip: Path, tmp_path: Path) -> None:
+    tracks = video.follow(str(clip), find_squares, save=tmp_path / "out")
+    assert [(len(track.frames), track.frames[0], track.frames[-1]) for track in tracks] == [
+        (30, 0, 29), (10, 0, 9), (8, 22, 29),
+    ]  # fmt: skip
+    assert tracks[0].times_s == pytest.approx([frame / 10 for frame in range(30)])
+    names = ["two squares.mp4", "two squares_timeline.csv", *(f"two squares_track{number}.png" for number in (1, 2, 3))]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    with (tmp_path / "out" / names[1]).open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 48 and [int(line["frame"]) for line in lines] == sorted(int(line["frame"]) for line in lines)
+    red = [line for line in lines if line["track"] == "1"]
+    assert {line["label"] for line in red} == {"happy"} and float(red[5]["p_happy"]) == pytest.approx(0.9)
+    assert abs(int(red[29]["x"]) - 126) <= 3 and red[29]["time_s"] == "2.900"
+    capture = cv2.VideoCapture(str(tmp_path / "out" / names[0]))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 30 and capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    drawn = capture.read()[1]
+    assert drawn.shape == (120, 200, 3) and np.abs(drawn.astype(int) - (233, 180, 86)).max(axis=2).min() < 60
+    picture = read_image(tmp_path / "out" / names[2])
+    assert picture.shape[1] > 800 and picture.std() > 20
+
+
+def test_a_video_without_faces(clip: Path, tmp_path: Path) -> None:
+    assert video.follow(str(clip), lambda image: ([], False), save=tmp_path) == []
+    assert (tmp_path / "two squares_timeline.csv").read_text(encoding="utf-8").splitlines() == [
+        "frame,time_s,track,x,y,w,h,label,valence,arousal"
+    ]
+    assert video.describe_tracks("a.mp4", []) == "a.mp4: no face found"
+
+
+def test_words_on_tracks() -> None:
+    track = video.Track(2)
+    for frame in range(8):
+        track.add(frame * 10.0, frame, said(0, happy=0.9 if frame < 6 else 0.1))  # so far apart that nothing is smoothed
+    assert video.describe_tracks("a.mp4", [track]) == "a.mp4: track 2, 0.0 to 70.0 s: happy 75%, sad 25% of 8 frames"
+    assert video.track_to_dict(track) == {
+        "track": 2, "from_s": 0.0, "to_s": 70.0, "frames": 8, "labels": {"happy": 0.75, "sad": 0.25},
+    }  # fmt: skip
+
+
+def test_an_interrupted_video_leaves_nothing_behind(clip: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def stop(image: np.ndarray) -> tuple[list[FacePrediction], bool]:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return find_squares(image)
+
+    with pytest.raises(KeyboardInterrupt):
+        video.follow(str(clip), stop, save=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no video"])
+def test_files_that_are_no_videos(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SourceError, match="missing, or no video"):
+        video.follow(str(path), find_squares, save=None)
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+
+def test_videos_through_predict(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    assert predict.main([str(clip)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{clip}: track 1, 0.0 to 2.9 s: happy 100% of 30 frames" and len(lines) == 3
+    assert predict.main([str(clip), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [track["labels"] for track in document["tracks"]] == [{"happy": 1.0}, {"sad": 1.0}, {"sad": 1.0}]
+    assert predict.main([str(tmp_path / "none.mp4")]) == 1
+    assert "missing, or no video" in capsys.readouterr().err
+    assert predict.main([str(tmp_path / "none.mp4"), "--jsonl"]) == 1
+    assert "missing" in json.loads(capsys.readouterr().out)["error"]
+    with pytest.raises(SystemExit):
+        predict.main([str(clip), "--csv", "a.csv"])
+    assert "written by --save DIR" in capsys.readouterr().err
+
+
+def test_a_camera_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--webcam", "97"]) == 2
+    error = capsys.readouterr().err
+    assert "camera 97 is not there" in error.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        predict.main(["a.jpg", "--webcam"])
+    assert "give pictures or videos, or --webcam" in capsys.readouterr().err
+
+
+def test_a_camera_is_watched_until_q(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, shown = iter([255, ord("s"), 255, ord("q")]), []
+    opened: Any = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: opened(str(clip)) if source == 3 else opened(source))
+    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda wait_ms: next(keys))
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda name, what: 1.0)
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    assert video.watch(3, find_squares, save=tmp_path / "new") == 4
+    assert len(shown) == 4 and "saved" in capsys.readouterr().out
+    (saved,) = (tmp_path / "new").iterdir()
+    assert saved.name == "camera3_000002.png" and np.array_equal(read_image(saved)[:, :, ::-1], shown[1])
+
+
+@pytest.mark.skipif("YUNET" not in os.environ or "FACE_FIXTURES" not in os.environ, reason="YUNET, FACE_FIXTURES: not set")
+def test_real_faces_that_move_are_one_track_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two portraits pass over a ground in opposite directions; the second one leaves after two thirds."""
+    folder = Path(os.environ["FACE_FIXTURES"]) / "faces"
+    first = cv2.resize(read_image(folder / "astronaut.png")[20:220, 120:320], (160, 160))
+    second = read_image(folder / "obama_small.jpg")
+    second = cv2.resize(second[: min(second.shape[:2]), : min(second.shape[:2])], (170, 170))
+    pictures = []
+    for frame in range(24):
+        picture = np.full((360, 640, 3), 90, np.uint8)
+        picture[10:170, 20 + 12 * frame : 180 + 12 * frame] = first
+        if frame < 16:
+            picture[185:355, 460 - 10 * frame : 630 - 10 * frame] = second
+        pictures.append(picture)
+    clip = write_video(tmp_path / "people.mp4", pictures)
+    assert predict.main([str(clip), "--detector_model", os.environ["YUNET"], "--json", "--save", str(tmp_path / "out")]) == 0
+    tracks = json.loads(capsys.readouterr().out)["tracks"]
+    assert sorted(track["frames"] for track in tracks) == [16, 24]

@@ -1,0 +1,279 @@
+"""Faces in videos and before cameras: one track a person over the frames, probabilities smoothed over time, timelines.
+
+python predict.py clip.mp4 --save annotated       # the video with boxes, a timeline as CSV, and one picture a track
+python predict.py --webcam                        # q ends it, s saves the picture that is shown
+"""
+
+import csv
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from answers import FacePrediction, annotate
+from faces import Face
+from sources import SourceError
+
+SMOOTHING_S = 0.5  # after which a new expression counts for 63%
+OVERLAP_MIN = 0.2  # of the boxes of one person in two frames
+PATIENCE_S = 1.0  # for which a person may be out of sight
+FPS_ASSUMED = 25.0  # of files that do not say
+WINDOW = "FER: q quits, s saves"
+# (H, W, 3) RGB → the faces in it, and whether they were detected.
+Predict = Callable[[np.ndarray], tuple[list[FacePrediction], bool]]
+
+
+@dataclass
+class Track:
+    """A person over time: the times in seconds, boxes, and smoothed probabilities (classes,) and affect of each."""
+
+    number: int
+    times_s: list[float] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    smoothed: list[FacePrediction] = field(default_factory=list)
+
+    def add(self, time_s: float, frame: int, prediction: FacePrediction) -> None:
+        """Take in a frame's prediction: an exponential mean with the time constant SMOOTHING_S."""
+        if self.times_s:
+            weight = 1.0 - math.exp(-(time_s - self.times_s[-1]) / SMOOTHING_S)
+            last = self.smoothed[-1]
+            shares = {
+                name: (1.0 - weight) * last.probabilities[name] + weight * share
+                for name, share in prediction.probabilities.items()
+            }
+            affect = [
+                None if new is None or old is None else (1.0 - weight) * old + weight * new
+                for old, new in ((last.valence, prediction.valence), (last.arousal, prediction.arousal))
+            ]
+            prediction = FacePrediction(prediction.face, shares, *affect)
+        self.times_s.append(time_s)
+        self.frames.append(frame)
+        self.smoothed.append(prediction)
+
+
+def overlap(first: Face, second: Face) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first.x + first.w, second.x + second.w) - max(first.x, second.x)
+    height = min(first.y + first.h, second.y + second.h) - max(first.y, second.y)
+    shared = max(0, width) * max(0, height)
+    return shared / (first.w * first.h + second.w * second.h - shared)
+
+
+class Tracker:
+    """Follows faces from frame to frame: boxes are matched so that their overlaps have the largest sum (Kuhn 1955)."""
+
+    def __init__(self) -> None:
+        self.tracks: list[Track] = []
+
+    def update(self, time_s: float, frame: int, predictions: Sequence[FacePrediction]) -> list[Track]:
+        """Take in the faces of a frame, in order of time; returns the track of each face."""
+        from scipy.optimize import linear_sum_assignment
+
+        alive = [track for track in self.tracks if time_s - track.times_s[-1] <= PATIENCE_S]
+        shares = np.array(
+            [[overlap(track.smoothed[-1].face, prediction.face) for prediction in predictions] for track in alive]
+        ).reshape(len(alive), len(predictions))
+        matched = {
+            int(column): alive[row]
+            for row, column in zip(*linear_sum_assignment(-shares), strict=True)
+            if shares[row, column] >= OVERLAP_MIN
+        }
+        found = []
+        for index, prediction in enumerate(predictions):
+            track = matched.get(index)
+            if track is None:
+                track = Track(len(self.tracks) + 1)
+                self.tracks.append(track)
+            track.add(time_s, frame, prediction)
+            found.append(track)
+        return found
+
+
+@contextmanager
+def opened(source: str | int) -> Iterator[Any]:
+    """A video file or camera, released at the end. Raises SourceError."""
+    capture = cv2.VideoCapture(source)
+    try:
+        if not capture.isOpened():
+            if isinstance(source, int):
+                raise SourceError(f"camera {source} is not there – give the number of another: --webcam 1")
+            raise SourceError(f"{source}: missing, or no video that OpenCV can read")
+        yield capture
+    finally:
+        capture.release()
+
+
+@contextmanager
+def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
+    """An MP4 file under a temporary name, which gets its own when it is whole. Raises SourceError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.partial.mp4")
+    writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))  # type: ignore[attr-defined]
+    try:
+        if not writer.isOpened():
+            raise SourceError(f"{path} cannot be written: this OpenCV has no MP4 encoder – leave out --save")
+        yield writer
+    except BaseException:
+        writer.release()
+        temporary.unlink(missing_ok=True)
+        raise
+    writer.release()
+    temporary.replace(path)
+
+
+def frames(capture: Any, label: str) -> Iterator[tuple[int, float, np.ndarray]]:
+    """The frames of an opened video: number, time in seconds, RGB picture."""
+    from tqdm import tqdm
+
+    fps = rate(capture)
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    with tqdm(total=total if total > 0 else None, desc=label, unit="frame", leave=False, disable=None) as bar:
+        for number in itertools.count():
+            there, picture = capture.read()
+            if not there:
+                return
+            yield number, number / fps, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            bar.update()
+
+
+def rate(capture: Any) -> float:
+    """Frames a second; some files say nothing, or nonsense."""
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    return fps if 0.5 <= fps <= 1000.0 else FPS_ASSUMED
+
+
+def follow(path: str, predict: Predict, *, save: Path | None) -> list[Track]:
+    """The people of a video file, each a track; with `save` the video is written there with boxes, the timelines as one CSV
+    and one picture a track. Raises SourceError.
+    """
+    tracker, stem = Tracker(), Path(path).stem
+    with opened(path) as capture, ExitStack() as files:
+        writer = None
+        for number, time_s, image in frames(capture, Path(path).name):
+            predictions, detected = predict(image)
+            tracks = tracker.update(time_s, number, predictions if detected else [])
+            if save is not None:
+                if writer is None:
+                    writer = files.enter_context(writing(save / f"{stem}.mp4", rate(capture), image.shape))
+                drawn = annotate(image, [track.smoothed[-1] for track in tracks])
+                writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    if save is not None:
+        write_timelines(save / f"{stem}_timeline.csv", tracker.tracks)
+        for track in tracker.tracks:
+            plot_timeline(save / f"{stem}_track{track.number}.png", track, title=f"{Path(path).name}, track {track.number}")
+    return tracker.tracks
+
+
+def write_timelines(path: Path, tracks: Sequence[Track]) -> None:
+    """Every track in every frame, in order of time: box, smoothed probabilities, valence and arousal."""
+    labels = list(tracks[0].smoothed[0].probabilities) if tracks else []
+    shares = [f"p_{name}" for name in labels]
+    lines: list[list[Any]] = [
+        [
+            number, f"{time_s:.3f}", track.number, said.face.x, said.face.y, said.face.w, said.face.h, said.label,
+            *(f"{said.probabilities[name]:.6f}" for name in labels),
+            *("" if value is None else f"{value:.4f}" for value in (said.valence, said.arousal)),
+        ]
+        for track in tracks
+        for number, time_s, said in zip(track.frames, track.times_s, track.smoothed, strict=True)
+    ]  # fmt: skip
+    lines.sort(key=lambda line: line[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["frame", "time_s", "track", "x", "y", "w", "h", "label", *shares, "valence", "arousal"])
+        writer.writerows(lines)
+    temporary.replace(path)
+
+
+def plot_timeline(path: Path, track: Track, *, title: str) -> None:
+    """The smoothed probabilities of a track over time as a PNG, a line a class; gaps where the person was out of sight."""
+    from figures import COLOURS, picture
+
+    step = np.median(np.diff(track.times_s)) if len(track.times_s) > 1 else 1.0
+    times = np.array(track.times_s)
+    gaps = np.flatnonzero(np.diff(times) > 1.5 * step) + 1
+    with picture([path], 8.0, 3.6, title) as figure:
+        axis: Any = figure.subplots()
+        for name in track.smoothed[0].probabilities:
+            values = np.array([said.probabilities[name] for said in track.smoothed])
+            marker = "o" if len(times) == 1 else None
+            axis.plot(
+                np.insert(times, gaps, np.nan), np.insert(values, gaps, np.nan),
+                color=COLOURS.get(name), label=name, linewidth=2, marker=marker,
+            )  # fmt: skip
+        axis.set(xlabel="time in seconds", ylabel="probability", ylim=(-0.02, 1.02))
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def commonest(track: Track) -> dict[str, float]:
+    """The share of its frames in which a track shows each expression, the commonest first."""
+    counts = Counter(said.label for said in track.smoothed)
+    return {
+        name: count / len(track.smoothed) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    }
+
+
+def describe_tracks(path: str, tracks: Sequence[Track]) -> str:
+    """A video for people to read: each track with its times and its commonest expressions."""
+    if not tracks:
+        return f"{path}: no face found"
+    lines = []
+    for track in tracks:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in list(commonest(track).items())[:3])
+        times = f"{track.times_s[0]:.1f} to {track.times_s[-1]:.1f} s"
+        lines.append(f"{path}: track {track.number}, {times}: {shown} of {len(track.smoothed)} frames")
+    return "\n".join(lines)
+
+
+def track_to_dict(track: Track) -> dict[str, Any]:
+    """A track in plain types, for JSON: its times, and the share of its frames of each expression."""
+    return {
+        "track": track.number,
+        "from_s": round(track.times_s[0], 3),
+        "to_s": round(track.times_s[-1], 3),
+        "frames": len(track.smoothed),
+        "labels": {name: round(share, 4) for name, share in commonest(track).items()},
+    }
+
+
+def watch(camera: int, predict: Predict, *, save: Path) -> int:
+    """Show a camera's picture with the faces in it until q is pressed; s saves the picture. Returns how many frames were
+    shown. Raises SourceError.
+    """
+    tracker, shown, begin = Tracker(), 0, time.monotonic()
+    with opened(camera) as capture:
+        try:
+            while True:
+                there, picture = capture.read()
+                if not there:
+                    raise SourceError(f"camera {camera} gives no picture – is another program using it?")
+                image = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                predictions, detected = predict(image)
+                tracks = tracker.update(time.monotonic() - begin, shown, predictions if detected else [])
+                drawn = cv2.cvtColor(annotate(image, [track.smoothed[-1] for track in tracks]), cv2.COLOR_RGB2BGR)
+                tracker.tracks = tracks  # nobody asks for the others
+                shown += 1
+                cv2.imshow(WINDOW, drawn)
+                key = cv2.waitKey(1) & 0xFF
+                if key == ord("s"):
+                    save.mkdir(parents=True, exist_ok=True)
+                    target = save / f"camera{camera}_{shown:06d}.png"
+                    cv2.imencode(".png", drawn)[1].tofile(target)
+                    print(f"saved: {target}")
+                if key == ord("q") or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
+                    return shown
+        except cv2.error as error:
+            raise SourceError("no window can be opened here – a camera needs a screen, and opencv-python") from error
+        finally:
+            with suppress(cv2.error):
+                cv2.destroyAllWindows()
