@@ -19,6 +19,8 @@ from faces import Face
 
 BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
+EXPLAINED_PX = 240  # side of a face
+AGAINST_COLOUR, FOR_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
 LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and black letters are read on it
 
@@ -239,11 +241,40 @@ def annotate(image: np.ndarray, predictions: Sequence[FacePrediction], *, boxes:
 
 def save_annotated(folder: Path, number: int, result: Answer, image: np.ndarray) -> None:
     """Write a picture with its answers drawn in, as JPEG, under its own name and number."""
+    write_jpeg(folder, f"{number:06d}_{stem_of(result.path)}.jpg", annotate(image, result.faces, boxes=result.detected))
+
+
+def save_explained(
+    folder: Path, number: int, result: Answer, faces: Sequence[np.ndarray], maps: Sequence[np.ndarray]
+) -> None:
+    """Write each face as the network saw it, RGB (H, W, 3), and beside it, red, where hiding a part lowers the probability
+    of the answer (and blue, where it raises it), by `maps` (H, W); one line a face.
+    """
+    lines = []
+    for prediction, face, fall in zip(result.faces, faces, maps, strict=True):
+        side = (EXPLAINED_PX, EXPLAINED_PX)
+        picture = cv2.resize(face, side, interpolation=cv2.INTER_CUBIC)
+        share = cv2.resize((fall / max(float(np.abs(fall).max()), 0.02)).astype(np.float32), side)[:, :, None]
+        colour = np.where(share > 0, np.array(AGAINST_COLOUR), np.array(FOR_COLOUR)).astype(np.float32)
+        weight = 0.75 * np.abs(share)
+        marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
+        text = f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}, falls by up to {fall.max():.0%}"
+        ground = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8)
+        cv2.putText(ground, text, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+        lines.append(np.vstack([ground, np.hstack([picture, marked])]))
+    write_jpeg(folder, f"{number:06d}_{stem_of(result.path)}_explained.jpg", np.vstack(lines))
+
+
+def stem_of(path: str) -> str:
+    """The end of a file's name without its extension, in letters that every file system takes."""
+    return os.fsencode(Path(path).stem[-100:] or "picture").decode("utf-8", "replace")
+
+
+def write_jpeg(folder: Path, name: str, picture: np.ndarray) -> None:
+    """Write an RGB picture under a temporary name, then rename it."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = os.fsencode(Path(result.path).stem[-100:] or "picture").decode("utf-8", "replace")
-    drawn = annotate(image, result.faces, boxes=result.detected)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-    target = folder / f"{number:06d}_{stem}.jpg"
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    target = folder / name
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_bytes(encoded.tobytes())
     temporary.replace(target)

@@ -391,6 +391,12 @@ class Preprocess:
         image = image.reshape(self.size_px, self.size_px, self.channels)
         return image[:, :, ::-1] if self.order == "bgr" else image
 
+    def undo(self, array: np.ndarray) -> np.ndarray:
+        """Network input, float32 (channels, H, W), as a picture again: RGB uint8 (H, W, 3)."""
+        picture = array.transpose(1, 2, 0) * np.asarray(self.std) + np.asarray(self.mean)  # (H, W, C), 0..1
+        picture = np.rint(picture.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+        return to_channels(picture[:, :, 0], 3) if self.channels == 1 else picture[:, :, :: -1 if self.order == "bgr" else 1]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for checkpoints and JSON."""
         return asdict(self)

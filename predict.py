@@ -7,7 +7,7 @@ where the network was trained on them.
     python predict.py photos https://example.org/face.jpg --json
     python predict.py crop.png --detector none              # the picture is a face already
     python predict.py photos --csv faces.csv --resume       # a million pictures; go on where it was interrupted
-    python predict.py group.jpg --save annotated            # the picture with boxes and labels
+    python predict.py group.jpg --save annotated --explain  # with boxes and labels; what the network looked at
     python predict.py clip.mp4 --save annotated             # the video, and a timeline of each person
     python predict.py --webcam                              # q quits, s saves the picture
 
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import sources
-from answers import Answer, FacePrediction, Table, TableError, save_annotated, to_dict, to_text
+from answers import Answer, FacePrediction, Table, TableError, save_annotated, save_explained, to_dict, to_text
 from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
 from labels import LABEL_SETS, remap
 from onnx_network import ModelError
@@ -103,6 +103,30 @@ class EmotionPredictor:
             return [Face(0, 0, width, height, math.nan)], [self.preprocess(image)], False
         return faces, [self.preprocess(self.preprocess.crop(image, face)) for face in faces], detected
 
+    def explain(self, inputs: np.ndarray, label: str | None = None) -> np.ndarray:
+        """What the answer rests on in one face, (H, W): by how much the probability of a label (default: the answer) falls
+        when a patch over each place is hidden, at most 1; negative where hiding helps (occlusion, Zeiler and Fergus 2014).
+
+        inputs: network input of one face, float32 (C, H, W), as `find` gives it. Patches have a sixth of the side, the
+        training pictures' mean, and are moved by a third of their width; a place has the mean of the patches over it.
+        """
+        nowhere = Face(0, 0, 1, 1, math.nan)
+        (plain,) = self.answer([inputs], [nowhere])
+        label = plain.label if label is None else label
+        height, width = inputs.shape[1:]
+        patch, step = max(1, width // 6), max(1, width // 18)
+        corners = [(y, x) for y in range(0, height - patch + 1, step) for x in range(0, width - patch + 1, step)]
+        hidden = []
+        for y, x in corners:
+            changed = inputs.copy()
+            changed[:, y : y + patch, x : x + patch] = 0.0
+            hidden.append(changed)
+        fall, count = np.zeros((height, width)), np.zeros((height, width))
+        for (y, x), said in zip(corners, self.answer(hidden, [nowhere] * len(hidden)), strict=True):
+            fall[y : y + patch, x : x + patch] += plain.probabilities[label] - said.probabilities[label]
+            count[y : y + patch, x : x + patch] += 1
+        return fall / np.maximum(count, 1)
+
     def predict_single_image(self, path: str | os.PathLike[str]) -> tuple[str, dict[str, float]]:
         """The largest face of a picture file: its label and the probability of each. Raises faces.ImageError where it cannot
         be read, ValueError where it shows no face.
@@ -159,10 +183,15 @@ class EmotionPredictor:
 
 
 def answers(
-    predictor: EmotionPredictor, names: Iterable[tuple[int, str]], *, save: Path | None, batch: int
+    predictor: EmotionPredictor,
+    names: Iterable[tuple[int, str]],
+    *,
+    save: Path | None,
+    explain: bool,
+    batch: int,
 ) -> Iterator[list[tuple[int, Answer]]]:
     """What can be said of pictures, some at a time, each with its number; one that cannot be read gives an answer with an
-    error. With `save` they are also written there with the answers drawn in.
+    error. With `save` they are also written there with the answers drawn in, and with `explain` what the network looked at.
     """
     names = iter(names)
     while part := list(itertools.islice(names, 1 if save is not None else batch)):
@@ -183,6 +212,9 @@ def answers(
         for number, result in results.items():
             if save is not None and image is not None:
                 save_annotated(save, number, result, image)
+                if explain and result.faces:
+                    maps = [predictor.explain(array) for array in found[0][3]]
+                    save_explained(save, number, result, [predictor.preprocess.undo(array) for array in found[0][3]], maps)
         yield [(number, results[number]) for number, _ in part]
 
 
@@ -213,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", type=Path, metavar="FILE", help="write a table, a row a face")
     form.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
     add("--save", type=Path, metavar="DIR", help="write the pictures and videos with boxes and labels there")
+    add("--explain", action="store_true", help="with --save: also write which parts of each face the answer rests on")
     add("--webcam", type=int, nargs="?", const=0, metavar="N", help="show camera N (default: the first); q quits, s saves")
     add("--resume", action="store_true", help="go on with the table of --csv or --parquet that was interrupted")
     add("--shard", metavar="PART/PARTS", help="answer every PARTS-th picture only (default: torchrun's RANK, WORLD_SIZE)")
@@ -228,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     pictures = [name for name in args.images if name not in videos]
     if videos and path is not None:
         parser.error(f"{videos[0]}: the timeline of a video is written by --save DIR, not into a table")
+    if args.explain and args.save is None:
+        parser.error("--explain writes pictures: give --save DIR, too")
     if (args.webcam is None) == (not args.images):
         parser.error("give pictures or videos, or --webcam")
     if args.resume and path is None:
@@ -301,7 +336,7 @@ def write(
     at_once = table is None and not args.json  # somebody may be waiting for each line
     failed, faces, documents = 0, 0, []
     with tqdm(unit="picture", disable=None if table is not None else True) as bar:
-        for part in answers(predictor, names, save=args.save, batch=1 if at_once else BATCH_PICTURES):
+        for part in answers(predictor, names, save=args.save, explain=args.explain, batch=1 if at_once else BATCH_PICTURES):
             if table is not None:
                 table.write(part)
             for _, result in part:

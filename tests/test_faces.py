@@ -706,6 +706,15 @@ def test_preprocess_leaves_its_input_alone() -> None:
     assert np.array_equal(image, numbered(48, 48))
 
 
+def test_network_input_can_be_seen_again(photo: np.ndarray) -> None:
+    for preprocess in (Preprocess(40, 3, MEAN, STD), Preprocess(40, 3, MEAN, STD, order="bgr")):
+        resized = cv2.resize(photo, (40, 40), interpolation=cv2.INTER_AREA)
+        assert np.abs(preprocess.undo(preprocess(photo)).astype(int) - resized).max() <= 1
+    grey = Preprocess(24, 1, (0.5,), (0.25,))
+    seen = grey.undo(grey(photo))
+    assert seen.shape == (24, 24, 3) and np.array_equal(seen[:, :, 0], seen[:, :, 2])
+
+
 @pytest.mark.parametrize(
     "preprocess", [Preprocess(224, 3, MEAN, STD, margin=0.15), Preprocess(48, 1, (0.50774,), (0.25501,))]
 )

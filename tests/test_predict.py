@@ -642,3 +642,40 @@ def test_other_classes_are_summed(checkpoint: str, pictures: Path, label_set: st
     assert faces[0].probabilities == pytest.approx(expected, abs=1e-6)
     with pytest.raises(models.ModelError, match="says nothing of contempt"):
         predict.EmotionPredictor(checkpoint, label_set="affectnet8")
+
+
+# --- explained ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_answer_rests_on_is_found(checkpoint: str) -> None:
+    """A network that is the happier, the brighter the lower right corner, and the sadder, the brighter the upper left."""
+    predictor = predict.EmotionPredictor(checkpoint)
+
+    class Network:
+        heads, temperatures, affect = {"logits": FER7}, {"logits": 1.0}, False
+
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            logits = np.zeros((len(images), 7), np.float32)
+            logits[:, 3] = images[:, 0, 24:, 24:].mean(axis=(1, 2))
+            logits[:, 4] = images[:, 0, :12, :12].mean(axis=(1, 2))
+            return {"logits": logits}
+
+    predictor.network = Network()
+    inputs = np.ones((1, 36, 36), np.float32) * 2
+    fall = predictor.explain(inputs, "happy")
+    assert fall.shape == (36, 36)
+    assert (fall[28:, 28:] > 0.005).all() and (fall[2:8, 2:8] < -0.005).all()
+    assert np.abs(fall[20:, :12]).max() < 1e-9 and np.abs(fall[:16, 24:]).max() < 1e-9
+    # One patch of 6 px at the corner of 12: a quarter of its brightness goes, of two logits of 2 and five of 0.
+    before, after = math.exp(2) / (2 * math.exp(2) + 5), math.exp(1.5) / (math.exp(1.5) + math.exp(2) + 5)
+    assert fall[35, 35] == pytest.approx(before - after, abs=1e-6)
+    assert np.array_equal(predictor.explain(inputs), predictor.explain(inputs, "happy"))  # the first of equals
+
+
+def test_explained_pictures(checkpoint: str, pictures: Path, two_faces: list[Face], tmp_path: Path) -> None:
+    names = [str(pictures / name) for name in ("big.png", "text.jpg")]
+    assert predict.main([*names, "--model", checkpoint, "--save", str(tmp_path), "--explain"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000_big.jpg", "000000_big_explained.jpg"]
+    assert read_image(tmp_path / "000000_big_explained.jpg").shape == (2 * (240 + 28), 480, 3)
+    with pytest.raises(SystemExit):
+        predict.main([names[0], "--explain"])
