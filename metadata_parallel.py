@@ -35,7 +35,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+import crops
 import layouts
+from faces import DETECTORS, DetectorError
 from labels import CANONICAL_NAMES, LABEL_SETS, LabelSet, remap
 from layouts import FERPLUS_VOTES, SPLITS, FaceChunk, Layout, MetadataError, Part
 
@@ -80,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, help="processes that read image folders (default: by cores and number of images)")
     add("--test_data", type=Path, metavar="DIR", help="class folders of a test set that is kept elsewhere")
     add("--ferplus", type=Path, metavar="FILE", help="fer2013new.csv: adds FER+ votes; --label_set ferplus8 labels by them")
+    add("--crop", type=Path, metavar="DIR", help="find the faces in a folder of photos, write crops there, and index those")
+    add("--detector", choices=DETECTORS[:-1], default="auto", help="of --crop: YuNet where its file is there, else Haar")
+    add("--detector_model", metavar="ONNX", help="of --crop: YuNet's file (default: as predict.py)")
     add("--verify", action="store_true", help="decode every image, too (slower)")
     add("--inspect", type=Path, metavar="FILE", help="print what a metadata parquet holds, and write nothing")
     return parser
@@ -556,8 +561,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise MetadataError(f"--seed {args.seed}: give a number from 0")
             if args.workers is not None and not 1 <= args.workers <= layouts.WORKERS_MAX:
                 raise MetadataError(f"--workers {args.workers}: give a number from 1 to {layouts.WORKERS_MAX}")
+            data = args.data or (Path("data") if Path("data").is_dir() else Path())
+            if args.crop is not None:
+                outcomes = crops.crop_folder(
+                    data, args.crop, detector=args.detector, model=args.detector_model, workers=args.workers
+                )
+                print("\n".join(crops.outcome_lines(outcomes, args.crop)))
+                data = args.crop
             built = build_metadata(
-                args.data or (Path("data") if Path("data").is_dir() else Path()),
+                data,
                 args.out,
                 layout=args.layout,
                 label_set=args.label_set,
@@ -571,7 +583,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = report(built, args.out)
         for line in lines:
             print(line)
-    except (MetadataError, OSError) as error:
+    except (MetadataError, crops.CropError, DetectorError, OSError) as error:
         print(f"metadata_parallel.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,117 @@
+"""Photos → crops: the largest face, aligned; what goes along, what is left out, and going on where it was interrupted."""
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import crops
+import faces
+import metadata_parallel
+from faces import Face, read_image
+from fer_transform import read_metadata
+
+LANDMARKS = np.array(crops.FER2013_LANDMARKS).reshape(5, 2)
+
+
+def write(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(path.suffix, picture[:, :, ::-1])[1].tofile(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures in two folders, of which one is broken, and notes beside them."""
+    generator = np.random.default_rng(0)
+    for name in ("a/1.png", "a/2.jpg", "b/3.png"):
+        write(tmp_path / "photos" / name, generator.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    (tmp_path / "photos" / "a" / "broken.jpg").write_text("no picture", encoding="utf-8")
+    (tmp_path / "photos" / "a" / "1_exp.npy").write_bytes(b"notes")
+    return tmp_path / "photos"
+
+
+def two_faces(image: np.ndarray) -> list[Face]:
+    """A large face with landmarks at (60, 40), 200 px, and a small one."""
+    places = tuple((60 + 200 * x, 40 + 200 * y) for x, y in LANDMARKS)
+    return [Face(70, 60, 170, 180, 0.9, places), Face(300, 10, 30, 30, 0.8)]
+
+
+def test_the_largest_face_is_cut_out_as_fer2013_shows_faces(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crops, "detector_of", lambda name, model: two_faces)
+    settings = {"source": photos, "target": tmp_path / "crops", "detector": "yunet", "model": None}
+    assert crops.crop_file("a/1.png", **settings) == crops.CROPPED  # type: ignore[arg-type]
+    found = read_image(tmp_path / "crops" / "a" / "1.png")
+    whole = read_image(photos / "a" / "1.png")[40:240, 60:260]
+    assert np.array_equal(found, cv2.resize(whole, (224, 224), interpolation=cv2.INTER_LINEAR))
+    monkeypatch.setattr(crops, "detector_of", lambda name, model: lambda image: [Face(100, 50, 100, 80, float("nan"))])
+    assert crops.crop_file("b/3.png", **settings) == crops.CROPPED  # type: ignore[arg-type]
+    by_box = read_image(photos / "b" / "3.png")[30:150, 90:210]  # 100 px with a tenth more on every side
+    assert np.array_equal(
+        read_image(tmp_path / "crops" / "b" / "3.png"), cv2.resize(by_box, (224, 224), interpolation=cv2.INTER_LINEAR)
+    )
+
+
+def test_what_was_cropped_already_stays(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"source": photos, "target": tmp_path / "crops", "detector": "yunet", "model": None}
+    monkeypatch.setattr(crops, "detector_of", lambda name, model: two_faces)
+    crops.crop_file("a/1.png", **settings)  # type: ignore[arg-type]
+    before = (tmp_path / "crops" / "a" / "1.png").read_bytes()
+    monkeypatch.setattr(crops, "detector_of", lambda name, model: lambda image: [])
+    assert crops.crop_file("a/1.png", **settings) == crops.CROPPED  # type: ignore[arg-type]
+    assert (tmp_path / "crops" / "a" / "1.png").read_bytes() == before
+    later = (photos / "a" / "1.png").stat().st_mtime + 100
+    os.utime(photos / "a" / "1.png", (later, later))
+    assert crops.crop_file("a/1.png", **settings) == "no face found"  # type: ignore[arg-type]
+
+
+def test_a_folder_is_cropped_and_the_rest_goes_along(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = photos / "crops"  # inside the photos: it is not searched itself
+    for _ in range(2):
+        assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "2"]) == 0
+        out = capsys.readouterr().out
+        assert "0 faces in" in out and "4 pictures left out" in out
+        assert "3   no face found" in out and "1   not an image" in out
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == ["a/1_exp.npy"]
+    assert (target / "a" / "1_exp.npy").read_bytes() == b"notes"
+
+
+def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source, target, said in (
+        (photos, photos, "cannot be written over"),
+        (photos, tmp_path, "cannot be written over"),
+        (photos / "a" / "1.png", tmp_path / "new", "is no folder"),
+    ):
+        assert crops.main([str(source), str(target), "--detector", "haar"]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert crops.main([str(photos), str(tmp_path / "new"), "--detector_model", str(tmp_path / "none.onnx")]) == 2
+    assert "none.onnx not found" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif("YUNET" not in os.environ or "FACE_FIXTURES" not in os.environ, reason="YUNET, FACE_FIXTURES: not set")
+def test_photos_become_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real photos as class folders: crops in which the landmarks lie where FER2013's do, and metadata of these."""
+    portraits = ("astronaut.png", "obama.jpg", "biden.jpg")
+    for split in ("train", "val"):
+        for label in ("happy", "neutral"):
+            for name in portraits:
+                path = tmp_path / "photos" / split / label / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(Path(os.environ["FACE_FIXTURES"]) / "faces" / name, path)
+    flags = ["--data", str(tmp_path / "photos"), "--crop", str(tmp_path / "crops"), "--out", str(tmp_path / "out")]
+    assert metadata_parallel.main([*flags, "--label_set", "fer7", "--detector_model", os.environ["YUNET"]]) == 0
+    assert "crops      12 faces in" in capsys.readouterr().out
+    rows, info = read_metadata(tmp_path / "out" / "metadata_train.parquet")
+    assert len(rows) == 6 and (tmp_path / "out" / info["data_root"]).resolve() == (tmp_path / "crops").resolve()
+    detect = faces.YuNet(os.environ["YUNET"])
+    for path in rows["path"]:
+        crop = read_image(tmp_path / "crops" / path)
+        assert crop.shape == (224, 224, 3)
+        (face,) = detect(crop)
+        assert np.abs(np.array(face.landmarks) / 224 - LANDMARKS).max() < 0.09
