@@ -16,7 +16,7 @@ STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
 SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict detector export report test lint gpu tensorboard bench bench-photos clean
+.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict app detector export report test lint gpu tensorboard bench bench-photos clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -34,6 +34,7 @@ VENV := .venv/bin/python
 PYTHON := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt),$(VENV))
 PYTHON_DEV := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-export.txt requirements-dev.txt),$(VENV))
 READY := $(if $(filter $(VENV),$(PYTHON)),.venv/installed)
+READY_APP := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-app)
 READY_EXPORT := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-export)
 READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
 
@@ -50,6 +51,10 @@ $(VENV):
 
 .venv/installed-export: requirements.txt requirements-export.txt | $(VENV)
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-export.txt
+	@touch $@ .venv/installed
+
+.venv/installed-app: requirements.txt requirements-app.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -r requirements-app.txt
 	@touch $@ .venv/installed
 
 .venv/installed-dev: requirements.txt requirements-export.txt requirements-dev.txt | $(VENV)
@@ -144,6 +149,9 @@ two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS),
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
 	$(PYTHON) predict.py "$(IMG)" $(ARGS)
+
+app: $(READY_APP) ## a web page on this machine that reads the faces of a picture
+	$(PYTHON) app.py $(ARGS)
 
 detector: $(READY) ## fetch the face detector YuNet (0.2 MB) from its official address, and check it
 	$(PYTHON) faces.py

@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "answers": {"faces"},
     "video": {"faces", "sources", "answers", "figures"},
     "predict": {"labels", "faces", "models", "onnx_network", "sources", "answers", "video"},
+    "app": {"faces", "figures", "onnx_network", "answers", "predict"},
     "sample_faces": {"labels"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -1,0 +1,196 @@
+"""A web page on this machine that reads the faces of a picture: drop one, paste one, or use the camera.
+
+    make app                          # installs what only the page needs, then opens http://127.0.0.1:7860
+    python app.py --port 8000 --no-browser
+
+Nothing leaves the machine: the page is served to it alone, without analytics, share links or fonts from elsewhere; pictures
+are limited in size and removed after five minutes, and all of them when the program ends.
+"""
+
+import argparse
+import csv
+import html
+import os
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from answers import Answer, FacePrediction, annotate, columns, rows
+from faces import DETECTORS, DetectorError, find_yunet
+from figures import COLOURS
+from onnx_network import ModelError, OnnxNetwork
+from predict import SHIPPED_MODEL, EmotionPredictor
+
+HOST = "127.0.0.1"
+UPLOAD_MAX = "20mb"
+KEPT_S = 300  # for which a picture stays in the temporary folder
+WITHOUT_GRADIO = "gradio is missing – run: make app, or pip install -r requirements-app.txt"
+STYLE = """
+.face {margin: 0 0 1.2em 0}
+.face h4 {margin: 0 0 .3em 0}
+.bar {display: grid; grid-template-columns: 5.5em 1fr 3.5em; gap: .5em; align-items: center; margin: .15em 0}
+.bar > div {background: rgba(128,128,128,.18); border-radius: 3px; height: .9em}
+.bar > div > div {border-radius: 3px; height: .9em}
+.bar > span:last-child {text-align: right; font-variant-numeric: tabular-nums}
+"""
+
+
+def networks() -> dict[str, str]:
+    """The ONNX files to choose from, by name: the shipped ones, then those of the runs."""
+    shipped = sorted(path for path in SHIPPED_MODEL.parent.glob("*.onnx") if not path.name.startswith("face_detection"))
+    shipped.sort(key=lambda path: path != SHIPPED_MODEL)
+    own = sorted(Path("runs").glob("*/*.onnx"))
+    return {path.stem: str(path) for path in shipped} | {f"{path.parent.name} ({path.stem})": str(path) for path in own}
+
+
+@cache
+def predictor_of(path: str, label_set: str | None, detector: str, model: str | None) -> EmotionPredictor:
+    """The predictor of a network's file, made once."""
+    return EmotionPredictor(path, label_set=label_set, detector=detector, detector_model=model)
+
+
+def heads_of(path: str) -> list[str]:
+    """The label sets that a network's file has a head for."""
+    return [labels.name for labels in OnnxNetwork(path).heads.values()]
+
+
+def bars(prediction: FacePrediction, number: int) -> str:
+    """One face as HTML: its label, a bar for each probability, and its place in the plane of valence and arousal."""
+    lines = []
+    for name, share in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
+        width, colour = f"{100 * share:.1f}%", COLOURS.get(name, "#0072B2")
+        bar = f'<div><div style="width:{width};background:{colour}"></div></div>'
+        lines.append(f'<div class="bar"><span>{html.escape(name)}</span>{bar}<span>{width}</span></div>')
+    title = f"face {number}: {html.escape(prediction.label)} {prediction.probabilities[prediction.label]:.0%}"
+    plane = (
+        "" if prediction.valence is None or prediction.arousal is None else plane_svg(prediction.valence, prediction.arousal)
+    )
+    return f'<div class="face"><h4>{title}</h4>{"".join(lines)}{plane}</div>'
+
+
+def plane_svg(valence: float, arousal: float) -> str:
+    """The plane of valence (to the right) and arousal (upwards), both from −1 to 1, with one point."""
+    x, y = 100 + 90 * valence, 100 - 90 * arousal
+    return (
+        '<svg viewBox="-30 -12 260 236" width="220" role="img" aria-label="valence and arousal">'
+        '<g fill="none" stroke="currentColor" stroke-opacity=".4"><rect x="10" y="10" width="180" height="180"/>'
+        '<path d="M10 100H190M100 10V190"/></g><g font-size="12" fill="currentColor" text-anchor="middle">'
+        '<text x="100" y="207">valence</text><text x="-4" y="100" transform="rotate(-90 -4 100)">arousal</text>'
+        '<text x="10" y="207">−1</text><text x="190" y="207">1</text></g>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#D55E00"/>'
+        '<text x="100" y="222" font-size="12" fill="currentColor" text-anchor="middle">'
+        f"{valence:+.2f}, {arousal:+.2f}</text></svg>"
+    )
+
+
+def table_of(result: Answer, labels: tuple[str, ...]) -> list[list[Any]]:
+    """The answer as the rows of a table, header first, without what is the same for all."""
+    return [columns(labels)[2:], *(row[2:] for row in rows(0, result, labels))]
+
+
+def read(image: np.ndarray | None, path: str, label_set: str, *, detector: str, model: str | None) -> tuple[Any, ...]:
+    """What the page shows of a picture, RGB (H, W, 3): the picture with boxes, the bars, the table and a file of it."""
+    if image is None:
+        return None, "", None, None
+    predictor = predictor_of(path, label_set or None, detector, model)
+    faces, detected = predictor.predict(image)
+    result = Answer("picture", detected, faces, None)
+    said = "".join(bars(prediction, number) for number, prediction in enumerate(faces, start=1))
+    if not faces:
+        said = "<p>no face found</p>"
+    elif not detected:
+        said = "<p>no face found, but the picture looks like one: taken whole</p>" + said
+    header, *lines = table_of(result, predictor.labels.names)
+    target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "faces.csv"
+    with target.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *lines])
+    return annotate(image, faces, boxes=detected), said, {"headers": header, "data": lines}, str(target)
+
+
+def build_page(*, detector: str, model: str | None) -> Any:
+    """The page. Raises ModuleNotFoundError without gradio."""
+    import gradio as gr
+
+    choices = networks()
+    first = next(iter(choices.values()))
+
+    def answer(image: np.ndarray | None, path: str, label_set: str) -> tuple[Any, ...]:
+        try:
+            return read(image, path, label_set, detector=detector, model=model)
+        except (ModelError, DetectorError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def choose(path: str) -> Any:
+        heads = heads_of(path)
+        return gr.Dropdown(choices=heads, value=heads[0], visible=len(heads) > 1)
+
+    with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=True) as page:
+        gr.Markdown("# Expressions in a picture\nDrop one, paste one, or use the camera. Nothing leaves this machine.")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(label="picture", sources=["upload", "clipboard", "webcam"], type="numpy", elem_id="picture")
+                network = gr.Dropdown(choices=list(choices.items()), value=first, label="network", visible=len(choices) > 1)
+                heads = heads_of(first)
+                labels = gr.Dropdown(choices=heads, value=heads[0], label="classes", visible=len(heads) > 1)
+            with gr.Column():
+                drawn = gr.Image(label="faces", interactive=False, buttons=["download", "fullscreen"], elem_id="drawn")
+                said = gr.HTML(elem_id="answer")
+        table = gr.Dataframe(label="table", interactive=False, wrap=False)
+        download = gr.DownloadButton("download the table", size="sm")
+        shown = [drawn, said, table, download]
+        for event in (image.change, network.change, labels.change):
+            event(answer, [image, network, labels], shown, show_progress="minimal", api_visibility="private")
+        network.change(choose, network, labels, api_visibility="private")
+    return page
+
+
+def launch(page: Any, *, port: int, browser: bool, wait: bool) -> str:
+    """Serve the page to this machine; returns its address. With `wait` it goes on until Ctrl-C."""
+    import gradio as gr
+
+    local = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    _, address, _ = page.launch(
+        server_name=HOST, server_port=port, share=False, inbrowser=browser, prevent_thread_lock=not wait, quiet=True,
+        max_file_size=UPLOAD_MAX, footer_links=[], enable_monitoring=False, ssr_mode=False, theme=local, css=STYLE,
+    )  # fmt: skip
+    return address
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the page (default)")
+    parser.add_argument("--detector", choices=DETECTORS, default="auto", help="as predict.py")
+    parser.add_argument("--detector_model", "--detector-model", metavar="ONNX", help="YuNet's file (default: as predict.py)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve the page until Ctrl-C; status 2 with one line where that cannot be done."""
+    args = build_parser().parse_args(argv)
+    # Read by gradio when it is loaded.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory(prefix="fer-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            page = build_page(detector=args.detector, model=find_yunet(args.detector_model))
+            print(f"http://{HOST}:{args.port} – Ctrl-C ends it", flush=True)
+            launch(page, port=args.port, browser=args.browser, wait=True)
+        except ModuleNotFoundError:
+            print(f"app.py: {WITHOUT_GRADIO}", file=sys.stderr)
+            return 2
+        except (ModelError, DetectorError, OSError) as error:
+            print(f"app.py: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

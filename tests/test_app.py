@@ -1,0 +1,134 @@
+"""The web page: what it shows of an answer, and, where there are gradio, selenium and Chromium, the page in a browser."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import app
+from answers import Answer, FacePrediction
+from faces import Face, read_image
+from labels import LABEL_SETS
+
+SHARES = {"angry": 0.05, "disgust": 0.0, "fear": 0.15, "happy": 0.6, "sad": 0.1, "surprise": 0.07, "neutral": 0.03}
+
+
+def said(valence: float | None = None, arousal: float | None = None) -> FacePrediction:
+    return FacePrediction(Face(10, 20, 30, 40, 0.9), SHARES, valence, arousal)
+
+
+def test_bars_are_in_order_and_as_long_as_their_share() -> None:
+    text = app.bars(said(), 2)
+    assert "<h4>face 2: happy 60%</h4>" in text and "<svg" not in text
+    names = [part.split("<")[0] for part in text.split('class="bar"><span>')[1:]]
+    assert names == ["happy", "fear", "sad", "surprise", "angry", "neutral", "disgust"]
+    assert text.count("width:60.0%") == 1 and "width:15.0%" in text
+
+
+def test_the_plane_shows_valence_to_the_right_and_arousal_upwards() -> None:
+    assert 'cx="190.0" cy="100.0"' in app.plane_svg(1.0, 0.0)
+    assert 'cx="100.0" cy="10.0"' in app.plane_svg(0.0, 1.0)
+    assert "−0.50" not in app.plane_svg(-0.5, 0.25) and "-0.50, +0.25" in app.plane_svg(-0.5, 0.25)
+    assert "<svg" in app.bars(said(0.1, 0.2), 1)
+
+
+def test_the_table_is_that_of_predict() -> None:
+    names = LABEL_SETS["fer7"].names
+    header, row = app.table_of(Answer("picture", True, [said()], None), names)
+    values = dict(zip(header, row, strict=True))
+    assert values["label"] == "happy" and values["p_fear"] == 0.15 and values["x"] == 10 and "path" not in values
+    assert app.table_of(Answer("picture", False, [], None), names)[1][-1] is None
+
+
+def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = app.networks()["lightcnn"]
+    assert app.heads_of(path) == ["fer7"] and not any("face_detection" in name for name in app.networks())
+    settings = {"detector": "none", "model": None}
+    assert app.read(None, path, "fer7", **settings) == (None, "", None, None)  # type: ignore[arg-type]
+    image = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    drawn, text, table, target = app.read(image, path, "fer7", **settings)  # type: ignore[arg-type]
+    assert drawn.shape == image.shape and "taken whole" in text and text.count('class="face"') == 1
+    with Path(target).open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == table["headers"] and len(lines) == 2
+    big = np.zeros((400, 400, 3), np.uint8)
+    assert "no face found" in app.read(big, path, "fer7", detector="haar", model=None)[1]
+
+
+def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert app.main(["--no-browser"]) == 2
+    assert capsys.readouterr().err == "app.py: gradio is missing – run: make app, or pip install -r requirements-app.txt\n"
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is uploaded, its label read from the page, at a desk's and a phone's width; no other host is asked."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-app.txt")
+    webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    picture = tmp_path / "face.png"
+    fixtures = os.environ.get("FACE_FIXTURES")
+    if fixtures:
+        shutil.copy(Path(fixtures) / "faces" / "astronaut.png", picture)
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        cv2.imencode(".png", noise)[1].tofile(picture)
+    page = app.build_page(detector="auto", model=None)
+    with socket.socket() as free:
+        free.bind((app.HOST, 0))
+        port = free.getsockname()[1]
+    address = app.launch(page, port=port, browser=False, wait=False)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1200"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options)
+    try:
+        driver.get(address)
+        wait_for(lambda: driver.find_elements("css selector", "#picture input[type=file]"))[0].send_keys(str(picture))
+        wait_for(lambda: "face 1: " in driver.find_element("id", "answer").text)
+        text = driver.find_element("id", "answer").text
+        assert "happy" in text and ("face 1: happy" in text or not fixtures)
+        screens = []
+        for name, width in (("desk", 1200), ("phone", 420)):
+            driver.set_window_size(width, 1200)
+            time.sleep(1)
+            driver.save_screenshot(str(tmp_path / f"{name}.png"))
+            screens.append(read_image(tmp_path / f"{name}.png"))
+            wide = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+            assert wide <= 0, f"the page is wider than a {name}"
+        assert all(screen.std() > 20 for screen in screens)
+        asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        urls = [said["params"]["request"]["url"] for said in asked if said["method"] == "Network.requestWillBeSent"]
+        hosts = {urllib.parse.urlsplit(url).hostname for url in urls if url.startswith("http")}
+        assert hosts == {"127.0.0.1"}
+    finally:
+        driver.quit()
+        page.close()
+
+
+def wait_for(what: Any, seconds: float = 60.0) -> Any:
+    """The first true answer of a function; fails after some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("the page did not get there")
