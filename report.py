@@ -177,7 +177,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def machine_of(values: dict[str, Any]) -> str:
     """What a run was trained on, and in which precision."""
     machine = values["run"]["machine"]
-    where = machine["device"] if machine["device"] != "cpu" else f"{machine['threads']} threads of {machine['processor']}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    where = machine["device"] if machine["device"] != "cpu" else f"{threads} of {machine['processor']}"
     return f"{where}, {machine['precision'].split(',')[0]}"
 
 
