@@ -4,10 +4,13 @@ python predict.py photos --csv faces.csv --save annotated
 """
 
 import csv
+import hashlib
 import io
+import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +23,7 @@ from faces import Face
 BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
 EXPLAINED_PX = 240  # side of a face
-AGAINST_COLOUR, FOR_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
+FOR_COLOUR, AGAINST_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
 LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and black letters are read on it
 
@@ -134,8 +137,8 @@ class Table:
     """A CSV or Parquet file of answers that may be interrupted at any time, and gone on with.
 
     Rows go into the CSV (for Parquet into a CSV beside it, which becomes the file at the end); a note beside it says how
-    many pictures are whole, up to which byte, and of which call. Raises TableError where there is such a note and `resume`
-    is not asked for, or it is of another call.
+    many pictures are whole and which, up to which byte, and of which call. Raises TableError where there is such a note and
+    `resume` is not asked for, or it is of another call.
     """
 
     def __init__(self, path: Path, labels: Sequence[str], *, call: dict[str, Any], resume: bool) -> None:
@@ -144,6 +147,7 @@ class Table:
         self.file_path = path.with_name(path.name + ".partial.csv") if parquet else path
         self.note = path.with_name(path.name + ".progress")
         self.done = 0  # pictures of this shard that are whole
+        self.names, self.expected = hashlib.sha256(), ""  # of these pictures, in order
         self.complete = resume and path.is_file() and not self.note.is_file()
         if self.complete:
             return
@@ -157,7 +161,7 @@ class Table:
                 raise TableError(
                     f"{path} was begun with other pictures or settings – call it as before, or remove {self.note}"
                 )
-            self.done, size = noted["done"], noted["bytes"]
+            self.done, size, self.expected = noted["done"], noted["bytes"], noted["names"]
         self.file = self.file_path.open("r+b" if size else "wb")
         self.file.truncate(size)
         self.file.seek(size)
@@ -174,13 +178,22 @@ class Table:
     def mark(self) -> None:
         """Note how far the file is whole."""
         self.file.flush()
-        noted = {"done": self.done, "bytes": self.file.tell(), "call": self.call}
+        noted = {"done": self.done, "bytes": self.file.tell(), "names": self.names.hexdigest(), "call": self.call}
         temporary = self.note.with_name(self.note.name + ".tmp")
         temporary.write_text(json.dumps(noted), encoding="utf-8")
         temporary.replace(self.note)
 
+    def skip(self, names: Iterator[tuple[int, str]]) -> None:
+        """Pass over the pictures that are whole. Raises TableError where they are others than then."""
+        for _, name in itertools.islice(names, self.done):
+            self.names.update(os.fsencode(name) + b"\0")
+        if self.done and self.names.hexdigest() != self.expected:
+            raise TableError(f"{self.path} was begun with other pictures – give the same, or remove {self.note}")
+
     def write(self, results: Sequence[tuple[int, Answer]]) -> None:
         """Add the rows of some pictures."""
+        for _, result in results:
+            self.names.update(os.fsencode(result.path) + b"\0")
         self.file.write(self.encode([line for number, result in results for line in rows(number, result, self.labels)]))
         self.done += len(results)
         self.mark()
@@ -255,7 +268,7 @@ def save_explained(
         side = (EXPLAINED_PX, EXPLAINED_PX)
         picture = cv2.resize(face, side, interpolation=cv2.INTER_CUBIC)
         share = cv2.resize((fall / max(float(np.abs(fall).max()), 0.02)).astype(np.float32), side)[:, :, None]
-        colour = np.where(share > 0, np.array(AGAINST_COLOUR), np.array(FOR_COLOUR)).astype(np.float32)
+        colour = np.where(share > 0, np.array(FOR_COLOUR), np.array(AGAINST_COLOUR)).astype(np.float32)
         weight = 0.75 * np.abs(share)
         marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
         text = f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}, falls by up to {fall.max():.0%}"
@@ -266,8 +279,9 @@ def save_explained(
 
 
 def stem_of(path: str) -> str:
-    """The end of a file's name without its extension, in letters that every file system takes."""
-    return os.fsencode(Path(path).stem[-100:] or "picture").decode("utf-8", "replace")
+    """A file's name or an address's end without extension, in letters that every file system takes, and not too many."""
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", Path(path).stem) or "picture"
+    return os.fsencode(stem)[-150:].decode("utf-8", "replace").replace("\ufffd", "_")
 
 
 def write_jpeg(folder: Path, name: str, picture: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from predict import SHIPPED_MODEL, EmotionPredictor
 
 HOST = "127.0.0.1"
 UPLOAD_MAX = "20mb"
-KEPT_S = 300  # for which a picture stays in the temporary folder
+CLEARED_S, KEPT_S = 60, 240  # how often the temporary folder is cleared, of pictures that are so old: five minutes at most
 WITHOUT_GRADIO = "gradio is missing – run: make app, or pip install -r requirements-app.txt"
 STYLE = """
 .face {margin: 0 0 1.2em 0}
@@ -128,7 +128,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
         heads = heads_of(path)
         return gr.Dropdown(choices=heads, value=heads[0], visible=len(heads) > 1)
 
-    with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=True) as page:
+    with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(CLEARED_S, KEPT_S), fill_width=True) as page:
         gr.Markdown("# Expressions in a picture\nDrop one, paste one, or use the camera. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():

@@ -35,6 +35,7 @@ from faces import (
 FER2013_LANDMARKS = (0.3094, 0.3723, 0.6748, 0.3749, 0.488, 0.5838, 0.3497, 0.7493, 0.6395, 0.7498)
 FER2013_MARGIN = 0.1
 SIZE_PX = 224
+WORKERS_MAX = 60  # Windows waits for 63 processes at most
 CHUNK = 64  # files handed to a process at a time
 CROPPED, COPIED = "cropped", "no picture: copied"
 
@@ -108,11 +109,18 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
         raise CropError(f"{source} is no folder: pixels in one file are faces already – leave out --crop")
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise CropError(f"crops cannot be written over their photos: {target} – give another folder")
-    make_detector(detector, model)  # so that a lacking file is said once
+    if workers is not None and not 1 <= workers <= WORKERS_MAX:
+        raise CropError(f"--workers {workers}: give a number from 1 to {WORKERS_MAX}")
+    _, used = make_detector(detector, model)  # so that a lacking file is said once
+    note = target / ".detector"
+    if note.is_file() and note.read_text(encoding="utf-8") != used:
+        raise CropError(f"{target} holds crops by {note.read_text(encoding='utf-8')}, not {used} – give another folder")
+    target.mkdir(parents=True, exist_ok=True)
+    note.write_text(used, encoding="utf-8")
     names = list(files_of(source, target))
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
     outcomes: Counter[str] = Counter()
-    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=start_worker) as pool:
+    with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
         done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
         for outcome in tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None):
             outcomes[outcome] += 1

@@ -238,6 +238,9 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     """
     rows, info = read_metadata(meta)
     split_id = checkpoint.info.get("split_id", "unknown")
+    voted = "votes_happy" in rows or info["label_set"] == "ferplus8"
+    if checkpoint.labels.name == "ferplus8" and split_id == info["split_id"] and not voted:
+        raise EvaluationError(f"{meta} has no FER+ votes to score ferplus8 by – index with --ferplus fer2013new.csv")
     if cross_dataset or split_id == info["split_id"]:
         return
     source, target = LABEL_SETS[info["label_set"]], checkpoint.labels
@@ -273,6 +276,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
 
     `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it.
     """
+    if out is not None and len(checkpoints) > 1 and any(path.parent.resolve() == out.resolve() for path in checkpoints):
+        raise EvaluationError(f"{out} is the folder of one of them – give the ensemble its own: --out runs/NAME")
     if out is not None and (own is None or all(path.parent.resolve() != out.resolve() for path in checkpoints)):
         return out
     if own is not None:
@@ -561,6 +566,10 @@ def main(argv: list[str] | None = None) -> int:
             "--calibrate": args.calibrate,
             "--label_set": args.label_set not in (None, members[0].info["label_set"]),
         }
+        if args.cross_dataset and (args.calibrate or args.logit_adjust == "auto"):
+            raise EvaluationError(
+                "--calibrate and --logit_adjust auto want the network's own validation split – leave out --cross_dataset"
+            )
         own = next((flag for flag, given in changing.items() if given), None)
         out = output_folder(checkpoints, args.out, own=own)
         loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root, "tta": args.tta}

@@ -37,6 +37,7 @@ from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
 
 KEPT = ("model", "exp", "recipe", "seed", "epoch", "split_id", "label_set", "affect_rows", "class_counts")  # of a checkpoint
 MEASURED_PICTURES, MEASURED_PX = 1000, 192  # YuNet finds 97% of FER2013's faces at that size
+CALIBRATION = 512  # training pictures
 HALVED_FROM = 256  # numbers in a tensor
 TOLERANCE = 1e-4  # between the outputs of checkpoint and float32 file
 CPU = torch.device("cpu")
@@ -312,7 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
     kinds.add_argument(
         "--int8", dest="kind", action="store_const", const="int8", help="8-bit integers, calibrated on training pictures"
     )
-    parser.add_argument("--calibration", type=int, default=512, help="how many of them (default: %(default)s)")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="how many of them (default: %(default)s)")
     parser.add_argument(
         "--train_meta", "--train-meta", type=Path,
         help="parquet of the training pictures, for --int8 and for how faces lie in them (default: metadata_train.parquet)",
@@ -337,6 +338,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ExportError(f"{out} must end in .onnx")
         if args.calibration < 1:
             raise ExportError("--calibration must be at least 1")
+        if args.calibration != CALIBRATION and args.kind != "int8":
+            raise ExportError("--calibration does nothing here – add --int8")
         checkpoint = load_checkpoint(path)
         lines = export(
             checkpoint,

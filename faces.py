@@ -30,7 +30,7 @@ YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 YUNET_ADDRESS = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_FILE}"
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 YUNET_SCORE = 0.6  # below it nothing is a face
-YUNET_SIDE_PX = 1280
+YUNET_SIDE_PX, YUNET_SIDE_MIN_PX = 1280, 64
 ALIGNED_MAX_PX = 1024  # side of an aligned crop; more than any network sees
 DETECTORS = ("auto", "yunet", "haar", "none")
 Detector = Callable[[np.ndarray], "list[Face]"]
@@ -239,12 +239,16 @@ class YuNet:
         searched = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         if size != (width, height):
             searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
+        if min(size) < YUNET_SIDE_MIN_PX:  # below it OpenCV reads memory that nobody has written
+            below, right = (max(0, YUNET_SIDE_MIN_PX - length) for length in size[::-1])
+            searched = cv2.copyMakeBorder(searched, 0, below, 0, right, cv2.BORDER_CONSTANT)
+        across, down = width / size[0], height / size[1]
+        size = searched.shape[1], searched.shape[0]
         with self.lock:
             self.network.setInputSize(size)
             rows = self.network.detect(searched)[1]  # (n, 15): x, y, w, h, five times (x, y), score
-        across, down = width / size[0], height / size[1]
         faces = []
-        for row in [] if rows is None else rows.astype(float):
+        for row in [] if rows is None else rows[np.isfinite(rows).all(axis=1)].astype(float):
             x, y, w, h = row[0] * across, row[1] * down, row[2] * across, row[3] * down
             places = tuple((float(px * across), float(py * down)) for px, py in row[4:14].reshape(5, 2))
             faces.append(Face(round(x), round(y), max(1, round(w)), max(1, round(h)), round(float(row[14]), 4), places))
@@ -431,14 +435,16 @@ def main(argv: list[str] | None = None) -> int:
     import sys
 
     parser = argparse.ArgumentParser(description="Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
-    parser.add_argument("out", nargs="?", default=f"weights/{YUNET_FILE}", help="default: %(default)s")
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights", YUNET_FILE)  # noqa: PTH118, PTH120, PTH100
+    parser.add_argument("out", nargs="?", default=beside, help="default: %(default)s")
     out = parser.parse_args(argv).out
     try:
         fetch_yunet(out)
     except (DetectorError, OSError) as error:
         print(f"faces.py: {error}", file=sys.stderr)
         return 2
-    print(f"{out}: YuNet, which predict.py uses from now on")
+    used = out == beside or find_yunet() == out
+    print(f"{out}: YuNet" + (", which predict.py uses from now on" if used else " – use it with --detector_model"))
     return 0
 
 

@@ -148,8 +148,9 @@ class BatchAugmentation:
             dim=1,
         )  # (N, 2, 3)
         grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-        pictures = images.float() / 255.0
-        pictures = functional.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        inside_px = 1.0 - 1.0 / torch.tensor([width, height], device=images.device)  # the middles of the outermost pixels
+        grid = grid.clamp(-inside_px, inside_px)  # what padding_mode="border" does, which MPS does not know
+        pictures = functional.grid_sample(images.float() / 255.0, grid, mode="bilinear", align_corners=False)
         mean = pictures.mean(dim=(1, 2, 3))
         gain, lift = draw(1.0 - self.contrast, 1.0 + self.contrast), draw(-self.brightness, self.brightness)
         pictures = pictures * each(gain) + each(mean * (1.0 - gain) + lift)
@@ -223,17 +224,25 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> n
     try:
         said = pd.read_parquet(path)
         shares = said[columns].to_numpy(np.float32)
-        keys = said["path"].fillna("") + said["index"].astype(str)
+        keys = row_keys(said)
     except (OSError, ValueError, KeyError) as error:
         raise MetadataError(
             f"{path} holds no probabilities of {', '.join(labels.names)} – make it with: "
             "python evaluate.py TEACHER --meta metadata_train.parquet --out runs/teacher"
         ) from error
     place = {key: at for at, key in enumerate(keys)}
-    found = [place.get(key) for key in rows["path"].fillna("") + rows["index"].astype(str)]
-    if None in found and not any(at is not None for at in found):
+    found = [place.get(key) for key in row_keys(rows)]
+    lacking = found.count(None)
+    if lacking == len(found):
         raise MetadataError(f"{path} holds none of the training rows – score the teacher on metadata_train.parquet")
+    if lacking:
+        print(f"teacher: {path} lacks {lacking} of {len(found)} rows, which learn from their labels alone")
     return np.stack([np.full(len(labels), np.nan, np.float32) if at is None else shares[at] for at in found])
+
+
+def row_keys(rows: Any) -> list[tuple[str, int]]:
+    """What tells rows apart: the path of a picture file, or the index into the pixels of one."""
+    return list(zip(rows["path"].fillna("").astype(str), rows["index"].fillna(-1).astype(int), strict=True))
 
 
 class FERDataset(Dataset):
@@ -245,8 +254,8 @@ class FERDataset(Dataset):
 
     `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts them). Labels of
     ferplus8 are the majority of the votes where the parquet has votes. `augment` names a row of AUGMENTATIONS; None gives
-    the evaluation transform; a row of BATCH_AUGMENTATIONS is left to BatchLoader. What an image is turned into depends on
-    (seed, epoch, row) alone, not on the number of workers. Raises MetadataError.
+    the evaluation transform. What an image is turned into depends on (seed, epoch, row) alone, not on the number of workers;
+    but for a row of BATCH_AUGMENTATIONS, which is left to BatchLoader. Raises MetadataError.
     """
 
     def __init__(

@@ -562,6 +562,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.workers is not None and not 1 <= args.workers <= layouts.WORKERS_MAX:
                 raise MetadataError(f"--workers {args.workers}: give a number from 1 to {layouts.WORKERS_MAX}")
             data = args.data or (Path("data") if Path("data").is_dir() else Path())
+            if args.crop is not None and args.test_data is not None:
+                raise MetadataError("--crop leaves --test_data uncropped – crop it first: python crops.py PHOTOS CROPS")
+            if args.crop is None and (args.detector != "auto" or args.detector_model is not None):
+                raise MetadataError("--detector and --detector_model do nothing here – add --crop DIR")
             if args.crop is not None:
                 outcomes = crops.crop_folder(
                     data, args.crop, detector=args.detector, model=args.detector_model, workers=args.workers

@@ -19,14 +19,6 @@ ONNX_FORMAT = 1
 METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as JSON
 
 
-# What runs the network on each device, the first that there is; CUDA's comes with onnxruntime-gpu.
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-}
-
-
 class ModelError(Exception):
     """A network's file that cannot be used; the message is one line and says what to do next."""
 
@@ -36,8 +28,8 @@ class OnnxNetwork:
 
     heads: the label set of each classifier, by the name of its output ("logits", and "votes" where there is a second);
     temperatures: by what their logits are divided, by the same names; affect: whether it knows valence and arousal;
-    preprocess: how its input is made; info: everything else that the file says. `device` is a key of PROVIDERS. Raises
-    ModelError.
+    preprocess: how its input is made; info: everything else that the file says. `device`: cpu, cuda, cuda:1, or auto, which
+    is CUDA (which comes with onnxruntime-gpu) where it is there, each process of torchrun its own. Raises ModelError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, device: str = "cpu") -> None:
@@ -49,14 +41,21 @@ class OnnxNetwork:
             raise ModelError(f"{path} needs onnxruntime – run: pip install -r requirements.txt") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is said below
-        available = onnxruntime.get_available_providers()
-        if device not in PROVIDERS or not (device == "auto" or PROVIDERS[device][0] in available):
-            raise ModelError(f"device {device} is not available here to {Path(path).name} – use --device auto")
-        providers = [name for name in PROVIDERS[device] if name in available]
+        kind, _, number = device.partition(":")
+        there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        gpu = there and kind != "cpu"
+        if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdecimal():
+            raise ModelError(f"{Path(path).name} runs on cpu or cuda, not {device} – use --device auto")
+        cuda = ("CUDAExecutionProvider", {"device_id": int(number or os.environ.get("LOCAL_RANK", "0"))})
+        providers = [cuda, "CPUExecutionProvider"] if gpu else ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime raises a kind of its own for each fault
             raise ModelError(f"{path} is no ONNX file that can be run ({type(error).__name__}) – export it again") from error
+        if kind == "cuda" and self.session.get_providers()[0] != "CUDAExecutionProvider":  # or its libraries are not there
+            raise ModelError(
+                f"device {device} is not available here to ONNX Runtime – install onnxruntime-gpu, or --device auto"
+            )
         stored = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if stored is None:
             raise ModelError(f"{path} is not a network of this project (it does not say which classes it knows)")

@@ -15,12 +15,12 @@ Exit status: 0 answered ("no face found" is an answer), 1 a file could not be re
 """
 
 import argparse
+import hashlib
 import io
 import itertools
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -107,15 +107,16 @@ class EmotionPredictor:
         """What the answer rests on in one face, (H, W): by how much the probability of a label (default: the answer) falls
         when a patch over each place is hidden, at most 1; negative where hiding helps (occlusion, Zeiler and Fergus 2014).
 
-        inputs: network input of one face, float32 (C, H, W), as `find` gives it. Patches have a sixth of the side, the
-        training pictures' mean, and are moved by a third of their width; a place has the mean of the patches over it.
+        inputs: network input of one face, float32 (C, H, W), as `find` gives it. Patches have a sixth of the side and the
+        colour of Preprocess.mean, and are moved by a third of their width; a place has the mean of the patches over it.
         """
         nowhere = Face(0, 0, 1, 1, math.nan)
         (plain,) = self.answer([inputs], [nowhere])
         label = plain.label if label is None else label
         height, width = inputs.shape[1:]
         patch, step = max(1, width // 6), max(1, width // 18)
-        corners = [(y, x) for y in range(0, height - patch + 1, step) for x in range(0, width - patch + 1, step)]
+        across, down = ([*range(0, length - patch, step), length - patch] for length in (width, height))
+        corners = [(y, x) for y in down for x in across]
         hidden = []
         for y, x in corners:
             changed = inputs.copy()
@@ -238,7 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--detector_model", "--detector-model", metavar="ONNX",
         help="YuNet's file (default: that of the environment variable FER_DETECTOR, else what make detector fetched)",
     )  # fmt: skip
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; mps for a .pth (default: %(default)s)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: one object, a list for several pictures")
     form.add_argument("--jsonl", action="store_true", help="print JSON, an object a line, as soon as it is known")
@@ -261,8 +262,12 @@ def main(argv: list[str] | None = None) -> int:
     pictures = [name for name in args.images if name not in videos]
     if videos and path is not None:
         parser.error(f"{videos[0]}: the timeline of a video is written by --save DIR, not into a table")
-    if args.explain and args.save is None:
-        parser.error("--explain writes pictures: give --save DIR, too")
+    if args.explain and (args.save is None or not pictures):
+        parser.error("--explain writes pictures of the faces in pictures: give --save DIR, too")
+    if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard):
+        parser.error("--webcam shows a window and writes nothing but what s saves: leave out the others")
+    if args.detector_model is not None and args.detector in ("haar", "none"):
+        parser.error(f"--detector_model is YuNet's file, which --detector {args.detector} does not use")
     if (args.webcam is None) == (not args.images):
         parser.error("give pictures or videos, or --webcam")
     if args.resume and path is None:
@@ -290,29 +295,36 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None and shard[1] > 1:
             path = path.with_name(f"{path.stem}-{shard[0] + 1}of{shard[1]}{path.suffix}")  # a file of its own
         call = {"images": args.images, "model": args.model, "labels": list(predictor.labels.names), "shard": list(shard)}
-        call["detector"] = predictor.detector
+        call |= {"detector": predictor.detector, "network": file_digest(args.model)}
         table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
         if table is not None and table.complete:
-            print(f"{path} is complete already")
+            print(f"{path} is complete already: nothing was read")
             return 0
-        names = sources.numbered(sources.expand(pictures), shard, table.done if table is not None else 0)
+        names = sources.numbered(sources.expand(pictures, leave_out=args.save), shard)
+        if table is not None:
+            table.skip(names)
         status = write(predictor, names, args, table) if pictures else 0
-        return max([status, *(read_video(predictor, name, args) for name in videos)])
+        for number, name in sources.numbered(videos, shard):
+            stem = Path(name).stem
+            alone = sum(Path(other).stem == stem for other in videos) == 1
+            status = max(status, read_video(predictor, name, args, stem if alone else f"{number:06d}_{stem}"))
+        return status
     except (ModelError, DetectorError, sources.SourceError, TableError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if path is not None:
-            print(f"\npredict.py: interrupted – go on with --resume {shlex.quote(str(path))}", file=sys.stderr)
+            print("\npredict.py: interrupted – to go on, call it again with --resume", file=sys.stderr)
         return 130
 
 
-def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace) -> int:
-    """Follow the faces of a video and print what they showed; returns the exit status."""
+def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace, save_as: str) -> int:
+    """Follow the faces of a video and print what they showed; what --save writes begins with `save_as`. Returns the exit
+    status."""
     import video
 
     try:
-        tracks = video.follow(name, predictor.predict, save=args.save)
+        tracks = video.follow(name, predictor.predict, save=args.save, name=save_as)
     except sources.SourceError as error:
         if args.json or args.jsonl:
             print(json.dumps({"path": name, "tracks": [], "error": str(error)}))
@@ -325,6 +337,11 @@ def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace)
     else:
         print(video.describe_tracks(name, tracks))
     return 0
+
+
+def file_digest(path: str) -> str:
+    """What tells a network's file from others."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def write(

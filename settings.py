@@ -216,6 +216,8 @@ def check(args: argparse.Namespace) -> None:
         raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
     if args.teacher is None and args.teacher_weight != recipe["teacher_weight"]:
         raise TrainingError("--teacher_weight does nothing here – add --teacher PARQUET")
+    if args.teacher is not None and args.teacher_weight == 0.0:
+        raise TrainingError("--teacher does nothing with --teacher_weight 0 – give a larger one")
     if args.init is not None and args.vggface2_preprocess != recipe["vggface2_preprocess"]:
         raise TrainingError("--vggface2_preprocess does nothing here: --init's checkpoint says what it sees – leave it out")
     if args.exp is not None and Path(args.exp).name != args.exp:

@@ -30,11 +30,12 @@ class SourceError(Exception):
     """Pictures, a video or a camera that cannot be had; the message is one line and says what to do next."""
 
 
-def expand(items: Iterable[str], lines: Iterable[str] | None = None) -> Iterator[str]:
+def expand(items: Iterable[str], lines: Iterable[str] | None = None, *, leave_out: Path | None = None) -> Iterator[str]:
     """The names of pictures, in order: files and addresses as they are, folders with all that is below them, patterns
     (*, ?, [], ** for any depth) by name, and for "-" the lines of standard input (`lines`).
 
-    A pattern or folder without a picture stands for itself, so that somebody says so.
+    A pattern or folder without a picture stands for itself, so that somebody says so. The folder `leave_out`, where pictures
+    are written, is not walked.
     """
     for item in items:
         if item == "-":
@@ -43,7 +44,7 @@ def expand(items: Iterable[str], lines: Iterable[str] | None = None) -> Iterator
         found: Iterator[str] = iter(())
         if not item.startswith(ADDRESSES):
             if Path(item).is_dir():
-                found = walk(item)
+                found = walk(item, None if leave_out is None else leave_out.resolve())
             elif glob.has_magic(item) and not Path(item).exists():
                 found = iter(sorted(glob.glob(item, recursive=True)))  # noqa: PTH207
         first = next(found, None)
@@ -51,8 +52,9 @@ def expand(items: Iterable[str], lines: Iterable[str] | None = None) -> Iterator
         yield from found
 
 
-def walk(folder: str) -> Iterator[str]:
-    """The pictures of a folder and, after them, of the folders in it, each by name; links to folders are not followed."""
+def walk(folder: str, leave_out: Path | None = None) -> Iterator[str]:
+    """The pictures of a folder and, after them, of the folders in it but `leave_out`, each by name; links to folders are not
+    followed."""
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
@@ -66,7 +68,9 @@ def walk(folder: str) -> Iterator[str]:
     for name in sorted(files):
         yield os.path.join(folder, name)  # noqa: PTH118
     for name in sorted(folders):
-        yield from walk(os.path.join(folder, name))  # noqa: PTH118
+        below = os.path.join(folder, name)  # noqa: PTH118
+        if leave_out is None or Path(below).resolve() != leave_out:
+            yield from walk(below, leave_out)
 
 
 def read(name: str) -> np.ndarray:
@@ -129,7 +133,7 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return int(part) - 1, int(parts)
 
 
-def numbered(names: Iterable[str], shard: tuple[int, int], start: int) -> Iterator[tuple[int, str]]:
-    """The names of a shard with their numbers among all, from the `start`-th of the shard on."""
+def numbered(names: Iterable[str], shard: tuple[int, int]) -> Iterator[tuple[int, str]]:
+    """The names of a shard with their numbers among all."""
     part, parts = shard
-    return itertools.islice(enumerate(names), part + start * parts, None, parts)
+    return itertools.islice(enumerate(names), part, None, parts)

@@ -41,7 +41,7 @@ LATEX_SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
 # Settings that do not make a run another variant: where it was done and what it is called.
 INCIDENTAL = {
     "seed", "exp", "runs", "resume", "recipe", "device", "workers", "amp", "print_recipe", "train_meta", "val_meta",
-    "test_meta", "data_root", "init", "teacher", "vggface2_ckpt", "save_path", "save_optimizer", "score_test",
+    "test_meta", "data_root", "init", "vggface2_ckpt", "save_path", "save_optimizer", "score_test",
 }  # fmt: skip
 
 

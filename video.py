@@ -139,6 +139,8 @@ def frames(capture: Any, label: str) -> Iterator[tuple[int, float, np.ndarray]]:
         for number in itertools.count():
             there, picture = capture.read()
             if not there:
+                if number == 0:
+                    raise SourceError(f"{label}: no frame of it can be read")
                 return
             yield number, number / fps, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
             bar.update()
@@ -150,11 +152,11 @@ def rate(capture: Any) -> float:
     return fps if 0.5 <= fps <= 1000.0 else FPS_ASSUMED
 
 
-def follow(path: str, predict: Predict, *, save: Path | None) -> list[Track]:
+def follow(path: str, predict: Predict, *, save: Path | None, name: str = "") -> list[Track]:
     """The people of a video file, each a track; with `save` the video is written there with boxes, the timelines as one CSV
-    and one picture a track. Raises SourceError.
+    and one picture a track, under `name` (default: that of the file). Raises SourceError.
     """
-    tracker, stem = Tracker(), Path(path).stem
+    tracker, stem = Tracker(), name or Path(path).stem
     with opened(path) as capture, ExitStack() as files:
         writer = None
         for number, time_s, image in frames(capture, Path(path).name):
@@ -162,7 +164,7 @@ def follow(path: str, predict: Predict, *, save: Path | None) -> list[Track]:
             tracks = tracker.update(time_s, number, predictions if detected else [])
             if save is not None:
                 if writer is None:
-                    writer = files.enter_context(writing(save / f"{stem}.mp4", rate(capture), image.shape))
+                    writer = files.enter_context(writing(save / f"{stem}_annotated.mp4", rate(capture), image.shape))
                 drawn = annotate(image, [track.smoothed[-1] for track in tracks])
                 writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     if save is not None:

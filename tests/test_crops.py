@@ -77,7 +77,7 @@ def test_a_folder_is_cropped_and_the_rest_goes_along(photos: Path, capsys: pytes
         out = capsys.readouterr().out
         assert "0 faces in" in out and "4 pictures left out" in out
         assert "3   no face found" in out and "1   not an image" in out
-    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == ["a/1_exp.npy"]
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == [".detector", "a/1_exp.npy"]
     assert (target / "a" / "1_exp.npy").read_bytes() == b"notes"
 
 
@@ -90,6 +90,16 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
         assert crops.main([str(source), str(target), "--detector", "haar"]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+    assert crops.main([str(photos), str(tmp_path / "other"), "--detector", "haar", "--workers", "-1"]) == 2
+    assert "--workers -1" in capsys.readouterr().err
+    (tmp_path / "by").mkdir()
+    (tmp_path / "by" / ".detector").write_text("yunet", encoding="utf-8")
+    assert crops.main([str(photos), str(tmp_path / "by"), "--detector", "haar"]) == 2
+    assert "holds crops by yunet, not haar" in capsys.readouterr().err
+    data = ["--data", str(photos), "--out", str(tmp_path / "meta")]
+    for words in (["--crop", str(tmp_path / "c"), "--test_data", str(photos)], ["--detector", "haar"]):
+        assert metadata_parallel.main([*data, *words]) == 2
+        assert "metadata_parallel.py: --" in capsys.readouterr().err
     assert crops.main([str(photos), str(tmp_path / "new"), "--detector_model", str(tmp_path / "none.onnx")]) == 2
     assert "none.onnx not found" in capsys.readouterr().err and not (tmp_path / "new").exists()
 

@@ -505,3 +505,19 @@ def test_fer2013_has_288_test_pictures_in_its_training_split(tmp_path: Path) -> 
     dataset = FERDataset(tmp_path / "metadata_test.parquet")
     seen = evaluate.seen_in_training(dataset, tmp_path / "metadata_train.parquet")
     assert seen is not None and seen.sum() == 288
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_would_score_something_else(
+    pixels: Path, voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seven = write_checkpoint(
+        tmp_path / "a" / "best.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels), affect=False
+    )
+    eight = write_checkpoint(tmp_path / "b.pth", labels=LABEL_SETS["ferplus8"], split_id=split_id_of(pixels), affect=False)
+    meta = ["--meta", str(pixels / "metadata_test.parquet")]
+    assert "index with --ferplus" in error_of(capsys, eight, *meta, "--out", tmp_path / "out")
+    folder = ["--out", str(tmp_path / "a")]
+    assert "give the ensemble its own" in error_of(capsys, seven, seven, *meta, *folder)
+    both = [*meta, "--out", str(tmp_path / "out"), "--cross_dataset", "--calibrate"]
+    assert "leave out --cross_dataset" in error_of(capsys, seven, *both)

@@ -32,7 +32,6 @@ MAY_IMPORT = {
         "faces",
         "metadata_parallel",
         "models",
-        "losses",
         "fer_transform",
         "inference",
     },

@@ -1,6 +1,7 @@
 """From a file name to an answer: what is printed, with which exit status, whatever the file is."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -224,6 +225,18 @@ def test_the_other_files_are_still_answered(checkpoint: str, pictures: Path, cap
     assert [document["path"] for document in documents] == paths
     assert [document["error"] for document in documents] == [None, "not an image", "not a file", None, None]
     assert [len(document["faces"]) for document in documents] == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.skipif("YUNET" not in os.environ, reason="YUNET is not set: path of YuNet's ONNX file")
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (20, 31), (1, 900), (31, 640), (60, 4000), (4000, 40)])
+def test_odd_sizes_with_yunet(checkpoint: str, tmp_path: Path, shape: tuple[int, int]) -> None:
+    """OpenCV answers with what nobody has written to memory for pictures below 32 px; repeated, as that is random."""
+    predictor = predict.EmotionPredictor(checkpoint, detector="yunet", detector_model=os.environ["YUNET"])
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for _ in range(12):
+        assert predictor.detect(image) == []
+        faces, detected = predictor.predict(image)
+        assert not detected and len(faces) == int(max(shape) <= 256 and max(shape) <= 1.25 * min(shape))
 
 
 @pytest.mark.parametrize(("height", "width", "faces"), [(1, 1, 1), (2, 2, 1), (1, 30, 0), (257, 257, 0), (256, 256, 1)])
@@ -563,7 +576,15 @@ def test_an_interrupted_table_is_gone_on_with(
     assert "go on with --resume" in capsys.readouterr().err
     assert predict.main([*flags, str(cut), "--resume", "--detector", "none"]) == 2
     assert "other pictures or settings" in capsys.readouterr().err
-    assert predict.main([*flags, str(cut), "--resume"]) in (0, 1)
+    capsys.readouterr()
+    late = album / "a_later.png"  # among those that are whole, from the second note on
+    late.write_bytes((album / "c.png").read_bytes())
+    if stop > 2:
+        assert predict.main([*flags, str(cut), "--resume"]) == 2
+        assert "begun with other pictures" in capsys.readouterr().err
+    late.unlink()
+    broken_is_left = stop < 3  # the third of six pictures, in batches of two
+    assert predict.main([*flags, str(cut), "--resume"]) == int(broken_is_left)
     if form == "csv":
         assert cut.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     else:
@@ -571,7 +592,7 @@ def test_an_interrupted_table_is_gone_on_with(
     assert len(list(tmp_path.glob("cut*"))) == 1
     capsys.readouterr()
     assert predict.main([*flags, str(cut), "--resume"]) == 0
-    assert capsys.readouterr().out == f"{cut} is complete already\n"
+    assert capsys.readouterr().out == f"{cut} is complete already: nothing was read\n"
 
 
 def test_shards_are_every_picture_once(
@@ -665,6 +686,8 @@ def test_what_the_answer_rests_on_is_found(checkpoint: str) -> None:
     fall = predictor.explain(inputs, "happy")
     assert fall.shape == (36, 36)
     assert (fall[28:, 28:] > 0.005).all() and (fall[2:8, 2:8] < -0.005).all()
+    uneven = predictor.explain(np.ones((1, 40, 56), np.float32) * 2, "happy")
+    assert uneven.shape == (40, 56) and (uneven[-4:, -4:] > 0.001).all()  # the last rows and columns are hidden, too
     assert np.abs(fall[20:, :12]).max() < 1e-9 and np.abs(fall[:16, 24:]).max() < 1e-9
     # One patch of 6 px at the corner of 12: a quarter of its brightness goes, of two logits of 2 and five of 0.
     before, after = math.exp(2) / (2 * math.exp(2) + 5), math.exp(1.5) / (math.exp(1.5) + math.exp(2) + 5)
@@ -679,3 +702,55 @@ def test_explained_pictures(checkpoint: str, pictures: Path, two_faces: list[Fac
     assert read_image(tmp_path / "000000_big_explained.jpg").shape == (2 * (240 + 28), 480, 3)
     with pytest.raises(SystemExit):
         predict.main([names[0], "--explain"])
+
+
+def test_names_that_file_systems_take() -> None:
+    assert answers.stem_of("https://host/photo?id=1&x=<2>.jpg") == "photo_id=1&x=_2_"
+    assert answers.stem_of("a/b.c.png") == "b.c" and answers.stem_of("") == "picture"
+    long = answers.stem_of("写" * 90 + ".png")
+    assert 0 < len(os.fsencode(long)) <= 160 and long.endswith("写")
+
+
+def test_a_list_that_changed_is_not_gone_on_with(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict, "BATCH_PICTURES", 1)
+    names = [str(write_picture(tmp_path / f"{at}.png", 20, 20)) for at in range(3)]
+    real = answers.Table.write
+    monkeypatch.setattr(answers.Table, "write", lambda table, part: real(table, part) if table.done < 1 else interrupt())
+    flags = ["-", "--model", checkpoint, "--csv", str(tmp_path / "a.csv")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names[:2])))
+    assert predict.main(flags) == 130
+    assert "call it again with --resume" in capsys.readouterr().err
+    monkeypatch.setattr(answers.Table, "write", real)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names[1:])))
+    assert predict.main([*flags, "--resume"]) == 2 and "begun with other pictures" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names)))
+    assert predict.main([*flags, "--resume"]) == 0
+    assert [row["path"] for row in read_csv(tmp_path / "a.csv")] == names
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_saved_is_not_read_again(checkpoint: str, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        predict.main([str(album), "--model", checkpoint, "--save", str(album / "drawn"), "--jsonl"])
+        assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--webcam --csv a.csv", "--webcam --json", "a.mp4 --save d --explain", "a.png --detector haar --detector_model b.onnx"],
+)
+def test_flags_that_would_do_nothing(words: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        predict.main(words.split())
+    assert left.value.code == 2
+
+
+def test_devices_of_onnx_files(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device, said in (("mps", "runs on cpu or cuda"), ("cuda:x", "runs on cpu or cuda"), ("cuda", "not available here")):
+        assert predict.main([str(pictures / "small.png"), "--device", device]) == 2
+        assert said in capsys.readouterr().err

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def test_a_video_is_followed_and_written(clip: Path, tmp_path: Path) -> None:
         (30, 0, 29), (10, 0, 9), (8, 22, 29),
     ]  # fmt: skip
     assert tracks[0].times_s == pytest.approx([frame / 10 for frame in range(30)])
-    names = ["two squares.mp4", "two squares_timeline.csv", *(f"two squares_track{number}.png" for number in (1, 2, 3))]
+    names = ["annotated.mp4", "timeline.csv", "track1.png", "track2.png", "track3.png"]
+    names = [f"two squares_{name}" for name in names]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     with (tmp_path / "out" / names[1]).open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -166,6 +168,38 @@ def test_an_interrupted_video_leaves_nothing_behind(clip: Path, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         video.follow(str(clip), stop, save=tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_video_is_never_written_over_itself(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    for name in ("a/clip.mp4", "b/clip.mp4"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(clip, tmp_path / name)
+    videos = [str(tmp_path / name) for name in ("a/clip.mp4", "b/clip.mp4")]
+    assert predict.main([videos[0], "--save", str(tmp_path / "a")]) == 0
+    assert Path(videos[0]).read_bytes() == clip.read_bytes() and (tmp_path / "a" / "clip_annotated.mp4").is_file()
+    assert predict.main([*videos, "--save", str(tmp_path / "both")]) == 0
+    written = sorted(path.name for path in (tmp_path / "both").glob("*.mp4"))
+    assert written == ["000000_clip_annotated.mp4", "000001_clip_annotated.mp4"]
+
+
+def test_a_video_without_a_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty:
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, _: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, None]:
+            return False, None
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: Empty())
+    with pytest.raises(SourceError, match="no frame of it can be read"):
+        video.follow(str(clip), find_squares, save=None)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no video"])
