@@ -11,6 +11,7 @@ import argparse
 import csv
 import html
 import os
+import signal
 import sys
 import tempfile
 from functools import cache
@@ -175,7 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # Read by gradio when it is loaded.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory(prefix="fer-app-") as folder:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures go when the program is ended from outside
+    with tempfile.TemporaryDirectory(prefix="fer-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             page = build_page(detector=args.detector, model=find_yunet(args.detector_model))

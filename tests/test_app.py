@@ -68,6 +68,9 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")  # put back afterwards
     assert app.main(["--no-browser"]) == 2
     assert capsys.readouterr().err == "app.py: gradio is missing – run: make app, or pip install -r requirements-app.txt\n"
 
