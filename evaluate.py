@@ -41,7 +41,7 @@ from inference import (
     run_views,
     soften,
 )
-from labels import LABEL_SETS, LabelSet, remap
+from labels import LABEL_SETS, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ModelError, choose_device, load_checkpoint
 
@@ -350,8 +350,7 @@ def choose_steps(
     Raises EvaluationError or MetadataError.
     """
     steps = Steps(members[0].labels, target)
-    indices = remap(steps.source, target)
-    lacking = [name for index, name in enumerate(target.names) if index not in indices]
+    lacking = without_source(steps.source, target)
     if lacking:
         raise EvaluationError(
             f"--label_set {target.name}: {checkpoint} says nothing of {', '.join(lacking)} – "
@@ -364,13 +363,20 @@ def choose_steps(
     val_meta = meta.with_name("metadata_val.parquet")
     split_of(val_meta, "val")
     check_belongs(members[0], checkpoint, val_meta, cross_dataset=False)
+
+    def joined(labels: LabelSet) -> Predictions:
+        views, _ = predict_rows(members, meta=val_meta, labels=labels, **loading)
+        return average([average(member) for member in views])
+
+    said = None
     if steps.priors is not None and steps.tau is None:
-        views, _ = predict_rows(members, meta=val_meta, labels=steps.source, **loading)
-        steps = replace(steps, tau=choose_tau(average([average(member) for member in views]), steps.priors))
+        said = joined(steps.source)
+        steps = replace(steps, tau=choose_tau(said, steps.priors))
         print(f"logit adjustment: tau {steps.tau:.2f}, by macro F1 on {val_meta}")
     if calibrate:
-        views, _ = predict_rows(members, meta=val_meta, labels=target, **loading)
-        temperature = fit_temperature(steps(average([average(member) for member in views])))
+        if said is None or target != steps.source:
+            said = joined(target)
+        temperature = fit_temperature(steps(said))
         steps = replace(steps, temperature=temperature)
         print(f"calibration: temperature {temperature:.3f}, by likelihood on {val_meta}")
     return steps

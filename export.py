@@ -32,7 +32,7 @@ from faces import DetectorError, Preprocess, find_yunet, haar_faces, make_detect
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
-from models import VOTED, Checkpoint, ExpressionNet, ModelError, OnnxModule, Output, load_checkpoint, versions
+from models import Checkpoint, ExpressionNet, ModelError, OnnxModule, Output, heads_of, load_checkpoint, versions
 from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
 
 KEPT = ("model", "exp", "recipe", "seed", "epoch", "split_id", "label_set", "affect_rows", "class_counts")  # of a checkpoint
@@ -149,13 +149,12 @@ def write_metadata(path: Path, contents: dict[str, Any]) -> None:
 
 def describe_file(checkpoint: Checkpoint, temperatures: dict[str, float]) -> dict[str, Any]:
     """What an ONNX file says of itself: heads with their labels and temperatures, `Preprocess`, where it comes from."""
-    heads = {"logits": checkpoint.labels} | ({"votes": VOTED} if checkpoint.model.votes is not None else {})
     info = checkpoint.info
     return {
         "format": ONNX_FORMAT,
         "heads": {
             name: {"label_set": labels.name, "labels": list(labels.names), "temperature": temperatures.get(name, 1.0)}
-            for name, labels in heads.items()
+            for name, labels in heads_of(checkpoint).items()
         },
         "affect": checkpoint.model.regressor is not None and info.get("affect_rows", 0) > 0,
         "preprocess": checkpoint.preprocess.to_dict(),
@@ -198,8 +197,8 @@ def measure_crops(dataset: FERDataset, detector_model: str, count: int) -> tuple
 def score_heads(checkpoint: Checkpoint, network: nn.Module, val_meta: Path) -> dict[str, Predictions]:
     """What a network says of the validation rows, by each classifier for which they have labels: `logits` and `votes`."""
     said = {}
-    for name, labels in (("logits", checkpoint.labels), ("votes", VOTED)):
-        if name == "votes" and (checkpoint.model.votes is None or "votes_happy" not in read_metadata(val_meta)[0]):
+    for name, labels in heads_of(checkpoint).items():
+        if name == "votes" and "votes_happy" not in read_metadata(val_meta)[0]:
             continue
         dataset = FERDataset(val_meta, labels=labels, preprocess=checkpoint.preprocess)
         loader = make_loader(dataset, batch_size=BATCH_SIZE, workers=0, device=CPU)
@@ -275,7 +274,7 @@ def export(
             write_metadata(written, describe_file(checkpoint, {}))
         temperatures = {}
         if val_meta is not None:
-            label_sets = {"logits": checkpoint.labels.name, "votes": VOTED.name}
+            label_sets = {name: labels.name for name, labels in heads_of(checkpoint).items()}
             said = score_heads(checkpoint, checkpoint.model, val_meta)
             lines.append(accuracy_line("checkpoint", source.stat().st_size, said, label_sets))
             for name, path in {"float32": plain, kind: written}.items():

@@ -255,20 +255,19 @@ class YuNet:
         return largest_first(faces)
 
 
-def fetch_yunet(target: str | os.PathLike[str], address: str = "") -> None:
+def fetch_yunet(target: str | os.PathLike[str]) -> None:
     """Download YuNet's file from its authors' collection, and write it where its checksum is right. Raises DetectorError."""
     import hashlib
     import urllib.request
 
-    address = address or YUNET_ADDRESS
-    by_hand = f"get {address} by hand and name it in the environment variable FER_DETECTOR"
+    by_hand = f"get {YUNET_ADDRESS} by hand and name it in the environment variable FER_DETECTOR"
     try:
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        with urllib.request.urlopen(YUNET_ADDRESS, timeout=30) as answer:
             content = answer.read(10_000_000)
     except OSError as error:
-        raise DetectorError(f"{address} cannot be read ({error}) – {by_hand}") from error
+        raise DetectorError(f"{YUNET_ADDRESS} cannot be read ({error}) – {by_hand}") from error
     if hashlib.sha256(content).hexdigest() != YUNET_SHA256:
-        raise DetectorError(f"what {address} holds is not the file that was expected (checksum) – {by_hand}")
+        raise DetectorError(f"what {YUNET_ADDRESS} holds is not the file that was expected (checksum) – {by_hand}")
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)  # noqa: PTH103, PTH120
     with open(f"{target}.tmp", "wb") as file:  # noqa: PTH123
         file.write(content)
@@ -280,10 +279,15 @@ def largest_first(faces: Iterable[Face]) -> list[Face]:
     return sorted(faces, key=lambda face: (-face.w * face.h, face.x, face.y))
 
 
+def fetched_yunet() -> str:
+    """Where `make detector` puts YuNet's file: beside this one."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights", YUNET_FILE)  # noqa: PTH118, PTH120, PTH100
+
+
 def find_yunet(model: str | os.PathLike[str] | None = None) -> str | None:
     """YuNet's file: the one given, else that of the environment variable FER_DETECTOR, else the one `make detector` fetched;
     None where none of these is there."""
-    fetched = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights", YUNET_FILE)  # noqa: PTH118, PTH120, PTH100
+    fetched = fetched_yunet()
     named = model or os.environ.get("FER_DETECTOR")
     return str(named) if named else fetched if os.path.isfile(fetched) else None  # noqa: PTH113
 
@@ -435,7 +439,7 @@ def main(argv: list[str] | None = None) -> int:
     import sys
 
     parser = argparse.ArgumentParser(description="Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights", YUNET_FILE)  # noqa: PTH118, PTH120, PTH100
+    beside = fetched_yunet()
     parser.add_argument("out", nargs="?", default=beside, help="default: %(default)s")
     out = parser.parse_args(argv).out
     try:

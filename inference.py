@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from labels import LabelSet, remap
+from labels import LabelSet, remap, without_source
 from models import ExpressionNet, memory_format
 
 BATCH_SIZE = 64  # of training's validation, too: another one changes the last digits
@@ -134,12 +134,11 @@ def merge(predictions: Predictions, source: LabelSet, target: LabelSet) -> Predi
 
     `y_true` is taken to be of `target` already. Raises ValueError where a class of `target` has no source.
     """
-    indices = remap(source, target)
-    lacking = [name for index, name in enumerate(target.names) if index not in indices]
+    lacking = without_source(source, target)
     if lacking:
         raise ValueError(f"{source.name} has nothing for {', '.join(lacking)} of {target.name}")
     summed = np.zeros((len(predictions.probabilities), len(target)))
-    for column, index in enumerate(indices):
+    for column, index in enumerate(remap(source, target)):
         if index is not None:
             summed[:, index] += predictions.probabilities[:, column]
     summed /= summed.sum(axis=1, keepdims=True)

@@ -95,6 +95,12 @@ def remap(source: LabelSet, target: LabelSet) -> tuple[int | None, ...]:
     return tuple(target.names.index(name) if name in target.names else None for name in merged)
 
 
+def without_source(source: LabelSet, target: LabelSet) -> list[str]:
+    """The classes of `target` that none of `source` becomes (contempt from fer7 to affectnet8)."""
+    found = set(remap(source, target))
+    return [name for index, name in enumerate(target.names) if index not in found]
+
+
 def label_set_of(names: Sequence[str]) -> LabelSet:
     """The known label set with exactly these names in this order, else an unnamed one ("custom") that holds them."""
     for label_set in LABEL_SETS.values():

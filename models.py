@@ -464,6 +464,11 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     return Checkpoint(model.eval(), labels, preprocess, contents)
 
 
+def heads_of(checkpoint: Checkpoint) -> dict[str, LabelSet]:
+    """The label set of each classifier of a checkpoint's network, by the name of its output: `logits`, and `votes`."""
+    return {"logits": checkpoint.labels} | ({"votes": VOTED} if checkpoint.model.votes is not None else {})
+
+
 class TorchNetwork:
     """A checkpoint with the interface of `onnx_network.OnnxNetwork`: numpy arrays in and out. Raises ModelError."""
 
@@ -472,7 +477,7 @@ class TorchNetwork:
         self.model = checkpoint.model.to(device)
         self.device = device
         self.info, self.preprocess = checkpoint.info, checkpoint.preprocess
-        self.heads = {"logits": checkpoint.labels} | ({"votes": VOTED} if self.model.votes is not None else {})
+        self.heads = heads_of(checkpoint)
         self.temperatures = dict.fromkeys(self.heads, 1.0)
         self.affect = self.model.regressor is not None and self.info.get("affect_rows", 0) > 0
 

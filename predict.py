@@ -32,8 +32,8 @@ import numpy as np
 import sources
 from answers import Answer, FacePrediction, Table, TableError, save_annotated, save_explained, to_dict, to_text
 from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
-from labels import LABEL_SETS, remap
-from onnx_network import ModelError
+from labels import LABEL_SETS, remap, without_source
+from onnx_network import ModelError, OnnxNetwork
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.onnx"
 BATCH_PICTURES = 32  # whose faces go through the network together
@@ -61,8 +61,6 @@ class EmotionPredictor:
         device = device if use_gpu_if_available else "cpu"
         self.network: Any
         if Path(path).suffix.lower() == ".onnx":
-            from onnx_network import OnnxNetwork
-
             self.network = OnnxNetwork(path, device=device)
         else:
             from models import TorchNetwork, choose_device
@@ -76,7 +74,7 @@ class EmotionPredictor:
         self.labels = own if asked is None else asked
         # Where each class of the head goes, None for one that is left out.
         self.places = remap(own, self.labels) if self.labels != own else tuple(range(len(own)))
-        lacking = [name for index, name in enumerate(self.labels.names) if index not in self.places]
+        lacking = without_source(own, self.labels)
         if lacking:
             raise ModelError(f"{path} says nothing of {', '.join(lacking)} – it knows {', '.join(own.names)}")
 
