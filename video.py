@@ -72,6 +72,11 @@ class Tracker:
 
     def __init__(self) -> None:
         self.tracks: list[Track] = []
+        self.begun = 0
+
+    def forget(self, time_s: float) -> None:
+        """Drop the tracks that nobody can continue any more, where only the present counts."""
+        self.tracks = [track for track in self.tracks if time_s - track.times_s[-1] <= PATIENCE_S]
 
     def update(self, time_s: float, frame: int, predictions: Sequence[FacePrediction]) -> list[Track]:
         """Take in the faces of a frame, in order of time; returns the track of each face."""
@@ -90,7 +95,8 @@ class Tracker:
         for index, prediction in enumerate(predictions):
             track = matched.get(index)
             if track is None:
-                track = Track(len(self.tracks) + 1)
+                self.begun += 1
+                track = Track(self.begun)
                 self.tracks.append(track)
             track.add(time_s, frame, prediction)
             found.append(track)
@@ -261,9 +267,10 @@ def watch(camera: int, predict: Predict, *, save: Path) -> int:
                     raise SourceError(f"camera {camera} gives no picture – is another program using it?")
                 image = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
                 predictions, detected = predict(image)
-                tracks = tracker.update(time.monotonic() - begin, shown, predictions if detected else [])
+                now = time.monotonic() - begin
+                tracks = tracker.update(now, shown, predictions if detected else [])
                 drawn = cv2.cvtColor(annotate(image, [track.smoothed[-1] for track in tracks]), cv2.COLOR_RGB2BGR)
-                tracker.tracks = tracks  # nobody asks for the others
+                tracker.forget(now)
                 shown += 1
                 cv2.imshow(WINDOW, drawn)
                 key = cv2.waitKey(1) & 0xFF

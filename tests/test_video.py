@@ -56,6 +56,15 @@ def test_who_leaves_comes_back_only_soon() -> None:
     assert tracker.update(2.6, 26, [said(200)])[0].number == 3  # no overlap: somebody else
 
 
+def test_forgetting_keeps_those_who_may_come_back() -> None:
+    tracker = video.Tracker()
+    tracker.update(0.0, 0, [said(10), said(200)])
+    tracker.update(0.9, 1, [said(12)])
+    tracker.forget(1.5)  # the second one was seen 1.5 s ago
+    assert [track.number for track in tracker.tracks] == [1]
+    assert [track.number for track in tracker.update(1.6, 2, [said(12), said(200)])] == [1, 3]
+
+
 def test_overlap_by_hand() -> None:
     box = Face(10, 10, 20, 10, math.nan)
     assert video.overlap(box, box) == 1.0
