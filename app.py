@@ -24,7 +24,7 @@ from answers import Answer, FacePrediction, annotate, columns, rows
 from faces import DETECTORS, DetectorError, find_yunet
 from figures import COLOURS
 from onnx_network import ModelError, OnnxNetwork
-from predict import SHIPPED_MODEL, EmotionPredictor
+from predict import EmotionPredictor, shipped
 
 HOST = "127.0.0.1"
 UPLOAD_MAX = "20mb"
@@ -42,10 +42,10 @@ STYLE = """
 
 def networks() -> dict[str, str]:
     """The ONNX files to choose from, by name: the shipped ones, then those of the runs."""
-    shipped = sorted(path for path in SHIPPED_MODEL.parent.glob("*.onnx") if not path.name.startswith("face_detection"))
-    shipped.sort(key=lambda path: path != SHIPPED_MODEL)
     own = sorted(Path("runs").glob("*/*.onnx"))
-    return {path.stem: str(path) for path in shipped} | {f"{path.parent.name} ({path.stem})": str(path) for path in own}
+    return {name: str(path) for name, path in shipped().items()} | {
+        f"{path.parent.name} ({path.stem})": str(path) for path in own
+    }
 
 
 @cache

@@ -35,14 +35,36 @@ from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, m
 from labels import LABEL_SETS, remap, without_source
 from onnx_network import ModelError, OnnxNetwork
 
-SHIPPED_MODEL = Path(__file__).resolve().parent / "weights" / "lightcnn.onnx"
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+DEFAULT_MODEL = "lightcnn"
 BATCH_PICTURES = 32  # whose faces go through the network together
+
+
+def shipped() -> dict[str, Path]:
+    """The networks that come with the project, by name, the default one first."""
+    found = sorted(path for path in WEIGHTS.glob("*.onnx") if not path.name.startswith("face_detection"))
+    return {path.stem: path for path in sorted(found, key=lambda path: path.stem != DEFAULT_MODEL)}
+
+
+def network_file(model: str | os.PathLike[str]) -> Path:
+    """The file of a network that is given by its path, its run folder, or its name where it is a shipped one. Raises
+    ModelError."""
+    path = Path(model)
+    if path.is_dir():
+        return path / "best.pth"
+    if path.exists() or path.suffix:
+        return path
+    if str(model) not in shipped():
+        known = ", ".join(shipped()) or "none here"
+        raise ModelError(f"{model} is neither a file nor a shipped network (which are: {known})")
+    return shipped()[str(model)]
 
 
 class EmotionPredictor:
     """A network ready to use: `EmotionPredictor("best.onnx").predict(image)`.
 
-    path: an ONNX file of export.py, or a checkpoint (.pth), which needs torch. label_set: the classes to answer in, where
+    model: a shipped network's name, an ONNX file of export.py, a checkpoint (.pth), which needs torch, or the folder of a
+    run. label_set: the classes to answer in, where
     the network has a head for them or they can be summed from its own; default: the network's own. `use_gpu_if_available`
     False is device "cpu", in the four-class document's words. detector, detector_model: see `faces.make_detector`; the name
     of the one that is used stands in `detector`. Raises onnx_network.ModelError or faces.DetectorError.
@@ -50,7 +72,7 @@ class EmotionPredictor:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] = SHIPPED_MODEL,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
         use_gpu_if_available: bool = True,
         *,
         label_set: str | None = None,
@@ -59,8 +81,9 @@ class EmotionPredictor:
         detector_model: str | os.PathLike[str] | None = None,
     ) -> None:
         device = device if use_gpu_if_available else "cpu"
+        path = network_file(model)
         self.network: Any
-        if Path(path).suffix.lower() == ".onnx":
+        if path.suffix.lower() == ".onnx":
             self.network = OnnxNetwork(path, device=device)
         else:
             from models import TorchNetwork, choose_device
@@ -227,7 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="files, folders, patterns, http(s) addresses; - for standard input's list",
     )
-    add("--model", default=str(SHIPPED_MODEL), help=".onnx or .pth file (default: the shipped network)")
+    known = ", ".join(shipped())
+    add("--model", default=DEFAULT_MODEL, help=f"{known}, an .onnx or .pth file, or a run's folder (default: %(default)s)")
     add("--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)")
     add(
         "--detector", choices=DETECTORS, default="auto",
@@ -293,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None and shard[1] > 1:
             path = path.with_name(f"{path.stem}-{shard[0] + 1}of{shard[1]}{path.suffix}")  # a file of its own
         call = {"images": args.images, "model": args.model, "labels": list(predictor.labels.names), "shard": list(shard)}
-        call |= {"detector": predictor.detector, "network": file_digest(args.model)}
+        call |= {"detector": predictor.detector, "network": file_digest(network_file(args.model))}
         table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
         if table is not None and table.complete:
             print(f"{path} is complete already: nothing was read")
@@ -337,9 +361,9 @@ def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace,
     return 0
 
 
-def file_digest(path: str) -> str:
+def file_digest(path: Path) -> str:
     """What tells a network's file from others."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def write(

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from faces import Face, find_yunet, make_detector, read_image, to_channels
 from fer_transform import FERDataset
-from predict import SHIPPED_MODEL, EmotionPredictor
+from predict import DEFAULT_MODEL, EmotionPredictor
 from video import overlap
 
 SCENE_PX = (480, 640)
@@ -50,7 +50,7 @@ def paste(face: np.ndarray, scene: np.ndarray, generator: np.random.Generator) -
 def main(argv: list[str] | None = None) -> int:
     """Print a line for each way; status 1 where YuNet with alignment misses the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=str(SHIPPED_MODEL))
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL)
     parser.add_argument("--meta", default="metadata_val.parquet", help="default: %(default)s")
     parser.add_argument("--faces", type=int, default=500, help="default: %(default)s")
     args = parser.parse_args(argv)

@@ -335,6 +335,19 @@ def test_model_files_that_cannot_be_used(tmp_path: Path, pictures: Path, capsys:
             assert captured.err.count("\n") == 1
 
 
+def test_shipped_networks_by_name(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert next(iter(predict.shipped())) == predict.DEFAULT_MODEL
+    for name, path in predict.shipped().items():
+        assert predict.network_file(name) == path
+        assert answer_json(capsys, pictures / "small.png", "--model", name) == answer_json(
+            capsys, pictures / "small.png", "--model", path
+        )
+    for name in ("fernot", "elsewhere/lightcnn"):  # the second is a path of no file, not a name
+        assert predict.main([str(pictures / "small.png"), "--model", name]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"predict.py: {name} is neither a file nor a shipped network (which are: lightcnn")
+
+
 def test_damaged_weights_give_no_answer(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = write_checkpoint(tmp_path / "a.pth")
     net.classifier.bias.data[2] = math.nan
