@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from faces import Face
+from faces import MAX_PIXELS, Face
 
 BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
@@ -33,6 +33,7 @@ HINTS = {
     "not a file": "is there a picture in this folder?",
     "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
     "truncated": "copy or download it again",
+    f"larger than {MAX_PIXELS // 1_000_000} million pixels": "make it smaller first",
 }
 
 

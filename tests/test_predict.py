@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import answers
 import faces
@@ -451,6 +452,76 @@ def test_every_fixture(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> N
     assert captured.err == ""
     assert captured.out.count(": no face found") == len(paths) - len(FACES)
     assert captured.out.count(" happy 60% (face ") == 8
+
+
+ANSWERED = {
+    "grey.png", "16bit.png", "cmyk.jpg", "transparent.png", "animated.gif", "animated.webp", "rotated.jpg",
+    "ein Foto 写真.jpg", "UPPER.JPG", "no_extension", "png_named.jpg",
+}  # fmt: skip
+REFUSED = {
+    "text.jpg": "not an image", "empty.jpg": "empty", "cut.jpg": "truncated", "folder.jpg": "not a file",
+    "missing.jpg": "missing", "huge.png": "larger than 100 million pixels",
+}  # fmt: skip
+
+
+def write_odd_files(folder: Path, photo: np.ndarray) -> None:
+    """ANSWERED, each the same portrait in another form, and REFUSED, and a picture of one pixel."""
+    picture = Image.fromarray(photo)
+    picture.convert("L").save(folder / "grey.png")
+    cv2.imwrite(str(folder / "16bit.png"), photo[:, :, ::-1].astype(np.uint16) * 257)
+    picture.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    alpha = np.full(photo.shape[:2], 255, np.uint8)
+    alpha[:20] = 0
+    Image.fromarray(np.dstack([photo, alpha])).save(folder / "transparent.png")
+    for extension in ("gif", "webp"):
+        other = Image.new("RGB", picture.size)
+        picture.save(folder / f"animated.{extension}", save_all=True, append_images=[other], duration=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "rotated.jpg", exif=exif, quality=95)
+    for name in ("ein Foto 写真.jpg", "UPPER.JPG"):
+        picture.save(folder / name, quality=95)
+    picture.save(folder / "no_extension", format="PNG")
+    picture.save(folder / "png_named.jpg", format="PNG")
+    (folder / "text.jpg").write_text("no picture", encoding="utf-8")
+    (folder / "empty.jpg").touch()
+    whole = (folder / "UPPER.JPG").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "folder.jpg").mkdir()
+    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    Image.new("RGB", (1, 1)).save(folder / "1x1.png")
+
+
+@pytest.mark.parametrize("detector", ["haar", "yunet"])
+def test_odd_files_of_a_real_portrait(tmp_path: Path, capsys: pytest.CaptureFixture[str], detector: str) -> None:
+    """The shipped network sees the same face, upright and in the same place, in whatever form; or there is a reason."""
+    fixtures = os.environ.get("FACE_FIXTURES")
+    if not fixtures:
+        pytest.skip("FACE_FIXTURES does not name the folder of real photos")
+    if detector == "yunet" and "YUNET" not in os.environ:
+        pytest.skip("YUNET is not set: path of YuNet's ONNX file")
+    write_odd_files(tmp_path, read_image(Path(fixtures) / "faces" / "astronaut.png"))
+    argv: list[str | Path] = ["--detector", detector]
+    if detector == "yunet":
+        argv += ["--detector_model", os.environ["YUNET"]]
+    (plain,) = answer_json(capsys, Path(fixtures) / "faces" / "astronaut.png", *argv)["faces"]
+    assert plain["label"] == "happy"
+    for name in sorted(ANSWERED):
+        document = answer_json(capsys, tmp_path / name, *argv)
+        assert document["error"] is None and document["detected"], name
+        (face,) = document["faces"]
+        assert face["label"] == "happy" and np.allclose(face["box"], plain["box"], atol=8), name
+        assert predict.main([str(tmp_path / name), *map(str, argv)]) == 0
+        assert capsys.readouterr().out.startswith(f"{tmp_path / name}: happy ")
+    assert len(answer_json(capsys, tmp_path / "1x1.png", *argv)["faces"]) == 1  # taken whole, and said to be
+    for name, error in REFUSED.items():
+        document = answer_json(capsys, tmp_path / name, *argv, status=1)
+        assert document["error"].startswith(error), name
+        assert predict.main([str(tmp_path / name), *map(str, argv)]) == 1
+        captured = capsys.readouterr()
+        assert (
+            captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith(f"{tmp_path / name}: {error}")
+        )
 
 
 # The four-class document's interface
