@@ -18,10 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from answers import Answer, FacePrediction, annotate, columns, rows
-from faces import DETECTORS, DetectorError, find_yunet
+from answers import HINTS, Answer, FacePrediction, annotate, columns, rows
+from faces import DETECTORS, DetectorError, ImageError, find_yunet, read_image
 from figures import COLOURS
 from onnx_network import ModelError, OnnxNetwork
 from predict import EmotionPredictor, shipped
@@ -93,11 +91,17 @@ def table_of(result: Answer, labels: tuple[str, ...]) -> list[list[Any]]:
     return [columns(labels)[2:], *(row[2:] for row in rows(0, result, labels))]
 
 
-def read(image: np.ndarray | None, path: str, label_set: str, *, detector: str, model: str | None) -> tuple[Any, ...]:
-    """What the page shows of a picture, RGB (H, W, 3): the picture with boxes, the bars, the table and a file of it."""
-    if image is None:
+def read(picture: str | None, path: str, label_set: str, *, detector: str, model: str | None) -> tuple[Any, ...]:
+    """What the page shows of a picture's file: the picture with boxes, the bars, the table and a file of it; of one that
+    cannot be read, why."""
+    if picture is None:
         return None, "", None, None
     predictor = predictor_of(path, label_set or None, detector, model)
+    try:
+        image = read_image(picture)
+    except ImageError as error:
+        hint = HINTS.get(str(error))
+        return None, f"<p>{error}{f' – {hint}' if hint else ''}</p>", None, None
     faces, detected = predictor.predict(image)
     result = Answer("picture", detected, faces, None)
     said = "".join(bars(prediction, number) for number, prediction in enumerate(faces, start=1))
@@ -119,11 +123,12 @@ def build_page(*, detector: str, model: str | None) -> Any:
     choices = networks()
     first = next(iter(choices.values()))
 
-    def answer(image: np.ndarray | None, path: str, label_set: str) -> tuple[Any, ...]:
+    def answer(picture: str | None, path: str, label_set: str) -> tuple[Any, ...]:
         try:
-            return read(image, path, label_set, detector=detector, model=model)
+            shown = read(picture, path, label_set, detector=detector, model=model)
         except (ModelError, DetectorError) as error:
             raise gr.Error(str(error), print_exception=False) from error
+        return *shown, gr.Column(visible=shown[-1] is not None)
 
     def choose(path: str) -> Any:
         heads = heads_of(path)
@@ -133,16 +138,21 @@ def build_page(*, detector: str, model: str | None) -> Any:
         gr.Markdown("# Expressions in a picture\nDrop one, paste one, or use the camera. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(label="picture", sources=["upload", "clipboard", "webcam"], type="numpy", elem_id="picture")
+                image = gr.Image(
+                    label="picture", sources=["upload", "clipboard", "webcam"], type="filepath", elem_id="picture"
+                )
+                # As it was sent: gradio's own reading fails on animated, 16-bit and transparent pictures.
+                image.preprocess = lambda sent: None if sent is None else sent.path
                 network = gr.Dropdown(choices=list(choices.items()), value=first, label="network", visible=len(choices) > 1)
                 heads = heads_of(first)
                 labels = gr.Dropdown(choices=heads, value=heads[0], label="classes", visible=len(heads) > 1)
             with gr.Column():
                 drawn = gr.Image(label="faces", interactive=False, buttons=["download", "fullscreen"], elem_id="drawn")
                 said = gr.HTML(elem_id="answer")
-        table = gr.Dataframe(label="table", interactive=False, wrap=False)
-        download = gr.DownloadButton("download the table", size="sm")
-        shown = [drawn, said, table, download]
+        with gr.Column(visible=False) as below:
+            table = gr.Dataframe(label="table", interactive=False, wrap=False)
+            download = gr.DownloadButton("download the table", size="sm")
+        shown = [drawn, said, table, download, below]
         for event in (image.change, network.change, labels.change):
             event(answer, [image, network, labels], shown, show_progress="minimal", api_visibility="private")
         network.change(choose, network, labels, api_visibility="private")

@@ -57,13 +57,17 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     settings = {"detector": "none", "model": None}
     assert app.read(None, path, "fer7", **settings) == (None, "", None, None)  # type: ignore[arg-type]
     image = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-    drawn, text, table, target = app.read(image, path, "fer7", **settings)  # type: ignore[arg-type]
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    drawn, text, table, target = app.read(str(tmp_path / "a.png"), path, "fer7", **settings)  # type: ignore[arg-type]
     assert drawn.shape == image.shape and "taken whole" in text and text.count('class="face"') == 1
     with Path(target).open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     assert lines[0] == table["headers"] and len(lines) == 2
-    big = np.zeros((400, 400, 3), np.uint8)
-    assert "no face found" in app.read(big, path, "fer7", detector="haar", model=None)[1]
+    cv2.imwrite(str(tmp_path / "big.png"), np.zeros((400, 400, 3), np.uint8))
+    assert "no face found" in app.read(str(tmp_path / "big.png"), path, "fer7", detector="haar", model=None)[1]
+    (tmp_path / "text.jpg").write_text("no picture", encoding="utf-8")
+    why = "<p>not an image – JPEG, PNG, WebP, BMP, TIFF and GIF can be read</p>"
+    assert app.read(str(tmp_path / "text.jpg"), path, "fer7", detector="haar", model=None) == (None, why, None, None)
 
 
 def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +84,8 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture is uploaded, its label read from the page, at a desk's and a phone's width; no other host is asked."""
+    """A picture is uploaded, its label read from the page, at a desk's and a phone's width; the camera (Chromium's made-up
+    one, which shows the same face) gives the same; no other host is asked."""
     pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-app.txt")
     webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "kept"))
@@ -101,6 +106,11 @@ def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options.binary_location = CHROMIUM
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1200"):
         options.add_argument(flag)
+    view = cv2.resize(cv2.imread(str(picture)), (480, 480))  # type: ignore[arg-type]
+    (tmp_path / "camera.mjpeg").write_bytes(cv2.imencode(".jpg", view)[1].tobytes() * 10)
+    options.add_argument(f"--use-file-for-fake-video-capture={tmp_path / 'camera.mjpeg'}")
+    for flag in ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"):
+        options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options=options)
     try:
@@ -118,6 +128,12 @@ def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             wide = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
             assert wide <= 0, f"the page is wider than a {name}"
         assert all(screen.std() > 20 for screen in screens)
+        press(driver, "//*[@id='picture']//button[@title='Remove Image']")
+        wait_for(lambda: "face 1: " not in driver.find_element("id", "answer").text)
+        for button in ("@aria-label='Capture from camera'", "contains(., 'Access Webcam')", "@aria-label='capture photo'"):
+            press(driver, f"//*[@id='picture']//button[{button}]")
+        wait_for(lambda: "face" in driver.find_element("id", "answer").text)
+        assert "face 1: happy" in driver.find_element("id", "answer").text or not fixtures
         asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         urls = [said["params"]["request"]["url"] for said in asked if said["method"] == "Network.requestWillBeSent"]
         hosts = {urllib.parse.urlsplit(url).hostname for url in urls if url.startswith("http")}
@@ -125,6 +141,11 @@ def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         driver.quit()
         page.close()
+
+
+def press(driver: Any, button: str) -> None:
+    """Press a button, by its XPath, as soon as it is there."""
+    wait_for(lambda: driver.find_elements("xpath", button))[0].click()
 
 
 def wait_for(what: Any, seconds: float = 60.0) -> Any:
