@@ -23,9 +23,9 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,14 @@ def network_file(model: str | os.PathLike[str]) -> Path:
         known = ", ".join(shipped()) or "none here"
         raise ModelError(f"{model} is neither a file nor a shipped network (which are: {known})")
     return shipped()[str(model)]
+
+
+class Found(NamedTuple):
+    """The faces of one image, largest first, each as network input, and whether they were detected."""
+
+    faces: list[Face]
+    inputs: list[np.ndarray]
+    detected: bool
 
 
 class EmotionPredictor:
@@ -111,18 +119,23 @@ class EmotionPredictor:
     def predict_batch(self, images: Iterable[np.ndarray]) -> list[tuple[list[FacePrediction], bool]]:
         """As `predict`, for several images, whose faces go through the network together."""
         found = [self.find(image) for image in images]
-        inputs = [array for _, arrays, _ in found for array in arrays]
-        said = iter(self.answer(inputs, [face for faces, _, _ in found for face in faces]))
-        return [([next(said) for _ in faces], detected) for faces, _, detected in found]
+        return list(zip(self.answer_found(found), (faces.detected for faces in found), strict=True))
 
-    def find(self, image: np.ndarray) -> tuple[list[Face], list[np.ndarray], bool]:
-        """The faces of an RGB image, largest first, each as network input, and whether they were detected."""
+    def find(self, image: np.ndarray) -> Found:
+        """The faces of an RGB image."""
         faces = self.detect(image)
         detected = bool(faces)
         if not faces and (self.detector == "none" or looks_like_crop(image)):
             height, width = image.shape[:2]
-            return [Face(0, 0, width, height, math.nan)], [self.preprocess(image)], False
-        return faces, [self.preprocess(self.preprocess.crop(image, face)) for face in faces], detected
+            return Found([Face(0, 0, width, height, math.nan)], [self.preprocess(image)], False)
+        return Found(faces, [self.preprocess(self.preprocess.crop(image, face)) for face in faces], detected)
+
+    def answer_found(self, found: Sequence[Found]) -> list[list[FacePrediction]]:
+        """Predictions for the faces of several images, which go through the network together; as `classify`."""
+        said = iter(
+            self.answer([array for each in found for array in each.inputs], [face for each in found for face in each.faces])
+        )
+        return [[next(said) for _ in each.faces] for each in found]
 
     def explain(self, inputs: np.ndarray, label: str | None = None) -> np.ndarray:
         """What the answer rests on in one face, (H, W): by how much the probability of a label (default: the answer) falls
@@ -218,7 +231,8 @@ def answers(
     names = iter(names)
     while part := list(itertools.islice(names, 1 if save is not None else batch)):
         results: dict[int, Answer] = {}
-        found: list[tuple[int, str, list[Face], list[np.ndarray], bool]] = []
+        found: list[Found] = []
+        readable: list[tuple[int, str]] = []
         image = None
         for number, name in part:
             try:
@@ -226,17 +240,17 @@ def answers(
             except ImageError as error:
                 results[number] = Answer(name, False, [], str(error))
                 continue
-            found.append((number, name, *predictor.find(image)))
-        inputs = [array for _, _, _, arrays, _ in found for array in arrays]
-        said = iter(predictor.answer(inputs, [face for _, _, faces, _, _ in found for face in faces]))
-        for number, name, faces, _, detected in found:
-            results[number] = Answer(name, detected, [next(said) for _ in faces], None)
+            found.append(predictor.find(image))
+            readable.append((number, name))
+        for (number, name), each, said in zip(readable, found, predictor.answer_found(found), strict=True):
+            results[number] = Answer(name, each.detected, said, None)
         for number, result in results.items():
             if save is not None and image is not None:
                 save_annotated(save, number, result, image)
                 if explain and result.faces:
-                    maps = [predictor.explain(array) for array in found[0][3]]
-                    save_explained(save, number, result, [predictor.preprocess.undo(array) for array in found[0][3]], maps)
+                    maps = [predictor.explain(array) for array in found[0].inputs]
+                    faces = [predictor.preprocess.undo(array) for array in found[0].inputs]
+                    save_explained(save, number, result, faces, maps)
         yield [(number, results[number]) for number, _ in part]
 
 
