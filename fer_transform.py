@@ -148,8 +148,8 @@ class BatchAugmentation:
             dim=1,
         )  # (N, 2, 3)
         grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-        inside_px = 1.0 - 1.0 / torch.tensor([width, height], device=images.device)  # the middles of the outermost pixels
-        grid = grid.clamp(-inside_px, inside_px)  # what padding_mode="border" does, which MPS does not know
+        for axis, length in enumerate((width, height)):  # what padding_mode="border" does, which MPS does not know:
+            grid[..., axis].clamp_(1.0 / length - 1.0, 1.0 - 1.0 / length)  # to the middles of the outermost pixels
         pictures = functional.grid_sample(images.float() / 255.0, grid, mode="bilinear", align_corners=False)
         mean = pictures.mean(dim=(1, 2, 3))
         gain, lift = draw(1.0 - self.contrast, 1.0 + self.contrast), draw(-self.brightness, self.brightness)

@@ -71,7 +71,8 @@ def run_views(
     layout = memory_format(device)
     model.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
     logits, affect, y_true, affect_true = [], [], [], []  # the first two of (views, rows, …)
-    with torch.inference_mode():
+    # TensorFloat-32, cuDNN's default for convolutions, has a mantissa of 10 bits.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for images, y_cls, y_reg, _ in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
             images = images.to(device, non_blocking=True, memory_format=layout)
             outputs = [model(view.contiguous(memory_format=layout)) for view in VIEWS[tta](images)]

@@ -68,6 +68,7 @@ from models import (
 from recipes import FREEZE_PRETRAINED
 from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args
 
+FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
 HISTORY_PNG = "training_history.png"  # written last: a run that has it is complete
 
 # --- the loop -----------------------------------------------------------------------------------------------------------
@@ -98,8 +99,9 @@ def train_one_epoch(
     layout = memory_format(device)
     totals = np.zeros(5)  # loss, classification loss, affect loss, votes loss, hits; each times rows
     rows = 0
+    pending: list[Tensor] = []  # what was not yet fetched from the device, which waits for each fetch
     bar = tqdm(loader, desc=label, unit="batch", leave=False, disable=None)
-    for images, y_cls, y_reg, soft in bar:
+    for step, (images, y_cls, y_reg, soft) in enumerate(bar, start=1):
         images = images.to(device, non_blocking=True, memory_format=layout)
         y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
         soft = {key: shares.to(device, non_blocking=True) for key, shares in soft.items()}
@@ -125,9 +127,12 @@ def train_one_epoch(
             average.update_parameters(model)
         hits = (output.logits.detach().argmax(dim=1) == y_cls).sum()
         count = len(y_cls)
-        parts = torch.stack([*(part.detach() * count for part in loss), hits]).cpu()
-        totals += parts.double().numpy()
+        pending.append(torch.stack([*(part.detach() * count for part in loss), hits]))
         rows += count
+        if step % FETCHED_EVERY and step < len(loader):
+            continue
+        totals += torch.stack(pending).cpu().double().sum(dim=0).numpy()
+        pending.clear()
         if not math.isfinite(totals[0]):
             raise TrainingError(f"the loss is no number any more in {label} – try a smaller --lr, or --no-amp")
         bar.set_postfix(loss=f"{totals[0] / rows:.3f}", refresh=False)
@@ -420,11 +425,15 @@ def prepare_average(args: argparse.Namespace, model: ExpressionNet) -> AveragedM
 
     After n steps the decay is at most (1 + n) / (10 + n), so that the first, random weights are soon forgotten.
     """
+    if args.ema == 0.0:
+        return None
 
     def update(mean: Any, current: Any, steps: Tensor | int) -> None:
-        get_ema_multi_avg_fn(min(args.ema, (1 + int(steps)) / (10 + int(steps))))(mean, current, steps)
+        done = int(average.n_averaged)  # on the CPU: `steps` is a copy of it on the device, which would wait for it
+        get_ema_multi_avg_fn(min(args.ema, (1 + done) / (10 + done)))(mean, current, steps)
 
-    return None if args.ema == 0.0 else AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
 
 
 def prepare_order(args: argparse.Namespace, dataset: FERDataset, generator: torch.Generator) -> Sampler[int]:
