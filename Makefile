@@ -74,8 +74,8 @@ train_once = if [ -f runs/$(1)/metrics.json ]; then echo "runs/$(1) is there alr
   elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth || [ -f runs/$(1)/training_history.png ]; \
   else $(PYTHON) train.py $(2) --exp $(1); fi; [ -f runs/$(1)/metrics.json ] || $(PYTHON) evaluate.py runs/$(1) $(3)
 
-PHASE_2 = --recipe resnet34_attention --init runs/two_phase_1/best.pth
-scored_on = --meta "$$(ls runs/$(1)/data/metadata_$(2).parquet runs/$(1)/data/metadata_val.parquet 2>/dev/null | head -n 1)"
+TWO_PHASE = $(or $(EXP),two_phase)
+PHASE_2 = --recipe resnet34_attention --init runs/$(TWO_PHASE)_1/best.pth
 parquets = --train_meta runs/$(1)/data/metadata_train.parquet --val_meta runs/$(1)/data/metadata_val.parquet
 
 # A face that the demo's network was not trained on.
@@ -115,7 +115,7 @@ metadata: $(READY) ## index DATA (default: data/, else this folder) into metadat
 train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
 	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,$(WHAT)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
 
-eval: $(READY) | metadata_train.parquet $(if $(EXP),,$(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
+eval: $(READY) | $(if $(EXP),,metadata_train.parquet $(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
 	$(PYTHON) evaluate.py "$(CHECKPOINT)" $(ARGS)
 
 # Every variant with every seed, one after another.
@@ -124,27 +124,30 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	  $(call train_once,$${recipe}_seed$$seed,--recipe $$recipe --seed $$seed $(ARGS)); done; done
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
-# The members are the runs of `make train RECIPE=… SEEDS=…`; the student learns from what they say of the training rows.
+# The members are runs of their own, scored on the validation split alone; the student learns from what they say of the
+# training rows.
 ENSEMBLE = $(or $(RECIPE),fernet)
+TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
 	@set -e; for seed in $(SEEDS); do \
-	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed $(ARGS)); done
-	$(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --calibrate --out runs/ensemble
+	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed $(ARGS),--split val); done
+	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
 student: ensemble ## and one network that learns from the ensemble's probabilities
 	$(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --meta metadata_train.parquet --out runs/ensemble_on_training
-	@set -e; $(call train_once,student,--recipe $(ENSEMBLE) --teacher runs/ensemble_on_training/predictions.parquet $(ARGS))
+	@set -e; $(call train_once,student_seed42,--recipe $(ENSEMBLE) --teacher runs/ensemble_on_training/predictions.parquet $(ARGS),--split val)
+	$(PYTHON) evaluate.py runs/student_seed42 $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.
 two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS), phase 2 on DATA
 	@test -n "$(DATA)" || { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
-	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/two_phase_1/data \
+	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/$(TWO_PHASE)_1/data \
 	  $(if $(FERPLUS),--ferplus "$(FERPLUS)" --label_set ferplus8)
-	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/two_phase/data
-	@set -e; $(call train_once,two_phase_1,--recipe two_phase_1 $(call parquets,two_phase_1) $(ARGS) $(ARGS1),$(call scored_on,two_phase_1,val))
-	@set -e; $(call train_once,two_phase,$(PHASE_2) $(call parquets,two_phase) $(ARGS) $(ARGS2),$(call scored_on,two_phase,test))
+	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/$(TWO_PHASE)/data
+	@set -e; $(call train_once,$(TWO_PHASE)_1,--recipe two_phase_1 $(call parquets,$(TWO_PHASE)_1) $(ARGS) $(ARGS1),--split val)
+	@set -e; $(call train_once,$(TWO_PHASE),$(PHASE_2) $(call parquets,$(TWO_PHASE)) $(ARGS) $(ARGS2))
 
 predict: $(READY) ## read the face in IMG
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }

@@ -211,11 +211,15 @@ def newest_run(runs: Path) -> Path:
     return checkpoints[-1]
 
 
-def default_meta(split: str | None) -> Path:
-    """The parquet to score: that of the test split where there is one and no split is asked for."""
+def default_meta(checkpoint: Path, split: str | None) -> Path:
+    """The parquet to score: that of the test split where there is one and no split is asked for; beside the parquets that
+    the run was trained with, where its record names such, else in this folder."""
+    val = Path(record_of(checkpoint.parent).get("args", {}).get("val_meta", "metadata_val.parquet"))
+    val = val if val.is_file() else Path("metadata_val.parquet")
+    test = val.with_name("metadata_test.parquet")
     if split is None:
-        split = "test" if Path("metadata_test.parquet").is_file() else "val"
-    return Path(f"metadata_{split}.parquet")
+        return test if test.is_file() else val
+    return {"train": val.with_name("metadata_train.parquet"), "val": val, "test": test}[split]
 
 
 def split_of(meta: Path, asked: str | None) -> str:
@@ -461,15 +465,17 @@ def evaluate(
     return values, text
 
 
-def write_record(folders: Sequence[Path], epochs: Sequence[int | None], out: Path, argv: Sequence[str]) -> None:
+def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, argv: Sequence[str]) -> None:
     """Put the record of the training beside figures that were scored in another way than it does, with the command of that.
 
-    For an ensemble the members' histories one after another, and of each its command and chosen epoch (of `epochs`). Nothing
-    where a folder holds no record, or is the one that is written.
+    For an ensemble the members' histories one after another, and of each its command and chosen epoch. Nothing where there
+    is no record of one, or it is the one that is written.
     """
+    folders = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
+    epochs = [member.info.get("epoch") for member in members]
     if any(not (run / "run.json").is_file() or run.resolve() == out.resolve() for run in folders):
         return
-    records = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in folders]
+    records = [record_of(run) for run in folders]
     scored = shlex.join(["python", "evaluate.py", *argv])
     if len(records) == 1:
         record = records[0] | {"scored": scored}
@@ -487,6 +493,22 @@ def write_record(folders: Sequence[Path], epochs: Sequence[int | None], out: Pat
         record.pop("resumed", None)
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
+
+
+def record_folder(path: Path, member: Checkpoint) -> Path:
+    """Where the record of a network's training is, if anywhere: beside the file, or, of an ONNX file that was put elsewhere,
+    runs/<exp>."""
+    run = Path("runs") / str(member.info.get("exp"))
+    args, own = record_of(run).get("args", {}), ("recipe", "model", "seed")
+    if (path.parent / "run.json").is_file() or any(args.get(key) != member.info.get(key) for key in own):
+        return path.parent
+    return run
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The contents of a run folder's run.json, none where it has none."""
+    path = run / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def history_lines(run: Path) -> list[str]:
@@ -558,7 +580,7 @@ def main(argv: list[str] | None = None) -> int:
             raise EvaluationError("--batch_size must be at least 1 and --workers at least 0")
         checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
         checkpoints = checkpoints or [newest_run(Path("runs"))]
-        meta = args.meta or default_meta(args.split)
+        meta = args.meta or default_meta(checkpoints[0], args.split)
         split = split_of(meta, args.split)
         members = load_members(checkpoints, args.label_set)
         for path, member in zip(checkpoints, members, strict=True):
@@ -607,9 +629,7 @@ def main(argv: list[str] | None = None) -> int:
             seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
             more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        if own is not None or len(members) > 1:
-            epochs = [member.info.get("epoch") for member in members]
-            write_record([path.parent for path in checkpoints], epochs, out, argv)
+        write_record(checkpoints, members, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

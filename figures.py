@@ -190,7 +190,7 @@ def plot_per_class(
             over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             axis.bar_label(bars, text, padding=3, bbox=over_lines, zorder=4)
             line = axis.axvline(scores[mean], color=dark, linestyle="--", linewidth=1.8, zorder=3)
-            line.set_label(f"mean {scores[mean]:.3f}")
+            line.set_label(f"{mean.replace('_', ' ').replace('f1', 'F1')} {scores[mean]:.3f}")
             handles += [bars, line]
         axis.set_yticks(places, [f"{name}\n{number} rows" for name, number in zip(names, rows, strict=True)])
         axis.set(xlim=(0, 1.1), xticks=np.linspace(0, 1, 6))
@@ -210,7 +210,7 @@ def plot_misclassified(
     lines: int = 6,
     columns: int = 4,
 ) -> None:
-    """The misclassified faces with the truth, the prediction and its probability, the most confident mistakes first.
+    """The misclassified faces with the truth, the prediction and the probability of each, the most confident mistakes first.
 
     `image` gives a row's picture, RGB (H, W, 3) or grey (H, W) uint8; `y_true` (N,) and `probabilities` (N, C) are those of
     the rows. Nothing to draw where all are right.
@@ -229,7 +229,9 @@ def plot_misclassified(
             axis.set_axis_off()
         for axis, row in zip(axes, chosen, strict=False):
             axis.imshow(image(int(row)), cmap="gray", vmin=0, vmax=255)
-            axis.set_title(f"{names[y_true[row]]} →\n{names[y_pred[row]]} {confidence[row]:.1%}", fontsize=10)
+            true = y_true[row]
+            said = f"{names[true]} {probabilities[row, true]:.1%} →\n{names[y_pred[row]]} {confidence[row]:.1%}"
+            axis.set_title(said, fontsize=10)
 
 
 # Valence and arousal
@@ -320,7 +322,7 @@ def plot_affect_plane(
 # Training
 
 
-def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int) -> None:
+def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int, title: str) -> None:
     """Training curves over the epochs: loss, accuracy and macro F1, CCC where there is one, learning rate.
 
     `history` has a flat dict an epoch; a score that is missing, None or NaN leaves a gap. The chosen epoch is marked.
@@ -329,8 +331,12 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
 
     panels = {
         "loss": {"train_loss": "training", "val_loss": "validation"},
-        "score": {"train_accuracy": "training accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"},
-        "CCC": {f"{target}_ccc": target for target in AFFECT_TARGETS},
+        "score": {
+            "train_accuracy": "training accuracy",
+            "accuracy": "validation accuracy",
+            "macro_f1": "validation macro F1",
+        },
+        "validation CCC": {f"{target}_ccc": target for target in AFFECT_TARGETS},
         "learning rate": {"lr": "learning rate"},
     }
     epochs = [line["epoch"] for line in history]
@@ -338,7 +344,8 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
         key: np.array([line.get(key) for line in history], dtype=np.float64) for panel in panels.values() for key in panel
     }  # None becomes NaN
     shown = {name: panel for name, panel in panels.items() if any(np.isfinite(curves[key]).any() for key in panel)}
-    with picture([path], 7.5, 0.7 + 2.3 * len(shown), f"grey line: epoch {chosen_epoch}, the chosen one") as figure:
+    subject = f"grey line: epoch {chosen_epoch}, the chosen one"
+    with picture([path], 7.5, 1.0 + 2.3 * len(shown), f"{title}\n{subject}") as figure:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False).ravel()
         for axis, (name, panel) in zip(axes, shown.items(), strict=True):
             for (key, label), style, colour in zip(panel.items(), ("-", "--", ":"), (BLUE, VERMILLION, "0.2"), strict=False):

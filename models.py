@@ -40,6 +40,7 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
 VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells apart
 BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
+VGGFACE2_CKPT = "weight/resnet50_vggface2.pth"  # where the multitask document keeps them
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
 
 
@@ -240,33 +241,38 @@ def load_backbone(model: ExpressionNet, state: dict[str, Tensor], *, origin: str
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]  # type: ignore[assignment]
     own = model.backbone.state_dict()
-    found = {}
-    for key, value in state.items():
-        for prefix in ("module.", "backbone."):
-            key = key.removeprefix(prefix)
+    found, unused = {}, []
+    for name, value in state.items():
+        key = name.removeprefix("module.").removeprefix("backbone.")
         if key in own and isinstance(value, Tensor) and own[key].shape == value.shape:
             found[key] = value
+        elif isinstance(value, Tensor) and not key.startswith("fc."):
+            unused.append(name)
     # num_batches_tracked is bookkeeping that many files lack.
     needed = [key for key in own if not key.endswith("num_batches_tracked")]
     missing = [key for key in needed if key not in found]
     if len(missing) > (1.0 - MIN_LOADED_FRACTION) * len(needed):
         raise ModelError(
-            f"{origin}: only {len(needed) - len(missing)} of {len(needed)} tensors fit this network – "
-            "give another file, or --weights none"
+            f"{origin}: only {len(needed) - len(missing)} of {len(needed)} tensors fit this network (not {missing[0]}, for "
+            "one) – give another file, or --weights none"
         )
     model.backbone.load_state_dict(found, strict=False)
-    rest = f"; not found: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}" if missing else ""
+    rest = f"; not found: {', '.join(missing)}" if missing else ""
+    rest += f"; not used of the file: {', '.join(unused)}" if unused else ""
     return f"{origin}: {len(needed) - len(missing)} of {len(needed)} backbone tensors loaded{rest}"
 
 
 def load_pretrained(model: ExpressionNet, *, name: str, weights: str, vggface2_ckpt: str) -> str:
     """Initialise the backbone from `weights` ("auto", "vggface2", "imagenet", "none"); returns one line on what was done.
 
-    "auto" takes the VGGFace2 file where it exists, else ImageNet weights, which torchvision keeps in its cache or fetches
-    from download.pytorch.org and checks by hash. Raises ModelError where the weights cannot be had.
+    "auto" takes the VGGFace2 file where it exists (that of the default name, a ResNet-50's, for that network alone), else
+    ImageNet weights, which torchvision keeps in its cache or fetches from download.pytorch.org and checks by hash. Raises
+    ModelError where the weights cannot be had, or a file that was named by hand is not there.
     """
+    by_hand = vggface2_ckpt != VGGFACE2_CKPT
+    wanted = weights == "auto" and (by_hand or name == "resnet50")
     if weights == "auto":
-        weights = "vggface2" if Path(vggface2_ckpt).is_file() else "imagenet"
+        weights = "vggface2" if by_hand or (wanted and Path(vggface2_ckpt).is_file()) else "imagenet"
     if weights == "none":
         return "random initialisation"
     if weights == "vggface2":
@@ -283,9 +289,9 @@ def load_pretrained(model: ExpressionNet, *, name: str, weights: str, vggface2_c
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"ImageNet weights for {name} cannot be downloaded ({type(error).__name__}) – go online once, "
-            f"put VGGFace2 weights at {vggface2_ckpt}, or start from nothing with --weights none"
+            f"{f'put VGGFace2 weights at {vggface2_ckpt}, ' if wanted else ''}or start from nothing with --weights none"
         ) from error
-    return load_backbone(model, state, origin=imagenet)
+    return load_backbone(model, state, origin=f"{f'no {vggface2_ckpt}, so ' if wanted else ''}{imagenet}")
 
 
 def better_preprocess(model: ExpressionNet, chosen: str) -> str | None:

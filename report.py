@@ -49,8 +49,9 @@ BESIDE = ("plain", "unseen")  # ends of the keys of figures that stand beside ac
 HEAD = """# Results
 
 Written by `make report` from the files under `results/`; no figure here is typed by hand. Networks are trained on the
-training split, their epoch is chosen on the validation split (FER2013: PublicTest), and the test split (FER2013:
-PrivateTest) is scored once with the chosen checkpoint. Intervals are 95% (Wilson), for the sampling of test rows alone.
+training split, and whatever is chosen (epoch, temperature, adjustment) is chosen on the validation split (FER2013:
+PublicTest), nothing on the test split (FER2013: PrivateTest). Intervals are 95% (Wilson), for the sampling of test rows
+alone.
 """
 
 

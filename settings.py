@@ -18,8 +18,8 @@ from backbones import ATTENTION, STEMS
 from fer_transform import AUGMENTATIONS, BATCH_AUGMENTATIONS, SIZE_MIN_PX
 from labels import LABEL_SETS
 from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
-from models import BACKBONE_OPTIONS, HEADS, MODELS, VGGFACE2_PREPROCESS, read_checkpoint
-from recipes import RECIPES
+from models import BACKBONE_OPTIONS, HEADS, MODELS, VGGFACE2_CKPT, VGGFACE2_PREPROCESS, read_checkpoint
+from recipes import FREEZE_PRETRAINED, RECIPES
 
 
 class TrainingError(Exception):
@@ -71,7 +71,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
     flag("init", metavar="CKPT", help="start from this checkpoint, not --weights: backbone, and head by label name")
     flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
-    flag("vggface2_ckpt", default="weight/resnet50_vggface2.pth", help="default: %(default)s")
+    flag("vggface2_ckpt", default=VGGFACE2_CKPT, help="default: %(default)s")
     flag(
         "vggface2_preprocess", choices=sorted(VGGFACE2_PREPROCESS), help="input that those weights want: bgr255 for Caffe's"
     )
@@ -192,6 +192,9 @@ def parse_args(argv: list[str], description: str | None = None) -> argparse.Name
             raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
         parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
         args = parser.parse_args(argv)
+        pretrained = any(MODELS[args.model].stages) and (args.weights != "none" or args.init is not None)
+        if args.freeze_epochs is None and pretrained:
+            args.freeze_epochs = FREEZE_PRETRAINED.get(args.recipe)
     check(args)
     return args
 
@@ -218,8 +221,9 @@ def check(args: argparse.Namespace) -> None:
         raise TrainingError("--teacher_weight does nothing here – add --teacher PARQUET")
     if args.teacher is not None and args.teacher_weight == 0.0:
         raise TrainingError("--teacher does nothing with --teacher_weight 0 – give a larger one")
-    if args.init is not None and args.vggface2_preprocess != recipe["vggface2_preprocess"]:
-        raise TrainingError("--vggface2_preprocess does nothing here: --init's checkpoint says what it sees – leave it out")
+    for name in ("weights", "vggface2_ckpt", "vggface2_preprocess"):
+        if args.init is not None and getattr(args, name) not in (recipe.get(name, parser.get_default(name)), "none"):
+            raise TrainingError(f"--{name} does nothing here: weights and preprocessing are --init's – leave it out")
     if args.exp is not None and Path(args.exp).name != args.exp:
         raise TrainingError(f"--exp {args.exp!r} must be a plain name; the folder of the run folders is --runs")
 

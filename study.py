@@ -99,9 +99,9 @@ class Group:
     @property
     def system(self) -> str:
         """What it is called: by its document, else by its recipe, else by its network; then what differs from the recipe of
-        its name, and how it was scored."""
+        its name, else from its own, and how it was scored."""
         first = self.runs[0]
-        other = differing(first.settings, RECIPES.get(self.name, {}))
+        other = differing(first.settings, RECIPES.get(self.name, RECIPES.get(first.settings.get("recipe", ""), {})))
         more = "".join(f", here with --{key} {value}" for key, value in other.items())
         more += scored_how([run.values for run in self.runs])
         if self.name in DOCUMENTED:

@@ -65,7 +65,6 @@ from models import (
     save_checkpoint,
     transfer,
 )
-from recipes import FREEZE_PRETRAINED
 from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args
 
 FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
@@ -347,8 +346,6 @@ def prepare_network(
     """The network with its initial weights, `initial`'s with --init; a resumed run gets its own later.
 
     Raises ModelError or TrainingError.
-
-    Sets the default of --freeze_epochs, which depends on the weights.
     """
     stages = MODELS[args.model].stages
     if args.freeze_epochs is not None and not any(stages):
@@ -372,8 +369,6 @@ def prepare_network(
                 f"--vggface2_preprocess {args.vggface2_preprocess} is for VGGFace2 weights, and {args.vggface2_ckpt} "
                 "was not loaded – give --vggface2_ckpt FILE, or leave it out"
             )
-        if args.freeze_epochs is None and args.weights != "none":
-            args.freeze_epochs = FREEZE_PRETRAINED.get(args.recipe)
     if args.unfreeze_all_at is not None and args.freeze_epochs is None:
         raise TrainingError("--unfreeze_all_at: nothing is frozen here – give --freeze_epochs too, or leave it out")
     return model
@@ -599,7 +594,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             if progress.exhausted:
                 print(f"stopped: neither accuracy nor RMSE has improved for {args.patience} epochs")
                 break
-    plot_history(history, folder / HISTORY_PNG, chosen_epoch=progress.best_epoch)
+    plot_history(history, folder / HISTORY_PNG, chosen_epoch=progress.best_epoch, title=folder.name)
     line = history[progress.best_epoch - 1]
     print(
         f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {line['accuracy']:.4f}, "

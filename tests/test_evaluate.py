@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -521,3 +522,37 @@ def test_what_would_score_something_else(
     assert "give the ensemble its own" in error_of(capsys, seven, seven, *meta, *folder)
     both = [*meta, "--out", str(tmp_path / "out"), "--cross_dataset", "--calibrate"]
     assert "leave out --cross_dataset" in error_of(capsys, seven, *both)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_is_scored_on_the_splits_that_it_was_trained_with(
+    pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_checkpoint(Path("runs/a/best.pth"), labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
+    val = pixels / "metadata_val.parquet"
+    path.with_name("run.json").write_text(json.dumps({"args": {"val_meta": str(val)}}), encoding="utf-8")
+    assert evaluate.default_meta(path, None) == pixels / "metadata_test.parquet"
+    assert evaluate.default_meta(path, "val") == val
+    assert evaluate.main(["runs/a"]) == 0
+    assert metrics_of(Path("runs/a"))["split"] == "test"
+    other = path.with_name("elsewhere") / "best.pth"  # without a record: this folder's
+    assert evaluate.default_meta(other, None) == Path("metadata_val.parquet")
+
+
+def test_the_record_of_an_onnx_file_is_that_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        args = {"recipe": "r", "model": "lightcnn", "seed": seed}
+        (tmp_path / "runs" / name / "run.json").write_text(json.dumps({"args": args, "command": name}), encoding="utf-8")
+        (tmp_path / "runs" / name / "history.jsonl").write_text("{}\n", encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    for exp, seed, there in (("b", 1, False), ("none", 1, False), ("a", 1, True)):  # runs/b has another seed
+        info = {"exp": exp, "recipe": "r", "model": "lightcnn", "seed": seed, "epoch": 3}
+        member = types.SimpleNamespace(info=info)
+        evaluate.write_record([Path("weights/x.onnx")], [member], out, ["weights/x.onnx"])  # type: ignore[list-item]
+        assert (out / "run.json").is_file() is there
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert (record["command"], record["scored"]) == ("a", "python evaluate.py weights/x.onnx")

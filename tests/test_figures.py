@@ -204,7 +204,7 @@ def test_per_class_bars_and_means(tmp_path: Path, written: list[Drawn]) -> None:
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a\n40 rows", "b\n8 rows", "c\n0 rows"]
     assert [(line.get_xdata()[0], line.get_linestyle()) for line in axis.lines] == [(0.375, "--"), (0.3755, "--")]  # type: ignore[index]
     legend = [text.get_text() for text in written[0].figure.legends[0].get_texts()]
-    assert legend == ["accuracy of the class", "mean 0.375", "F1", "mean 0.376"]
+    assert legend == ["accuracy of the class", "balanced accuracy 0.375", "F1", "macro F1 0.376"]
     assert axis.yaxis_inverted()
 
 
@@ -221,7 +221,8 @@ def test_gallery_starts_with_the_most_confident_mistakes(tmp_path: Path, written
     figures.plot_misclassified(image, y_true, probabilities, ("a", "b", "c"), **options)
     assert asked == [3, 2, 4, 0]  # the second is right
     axes = written[0].figure.axes
-    assert [axis.get_title() for axis in axes] == ["a →\nc 96.0%", "c →\na 90.0%", "b →\na 60.0%", "a →\nb 50.0%"]
+    titles = ["a 4.0% →\nc 96.0%", "c 0.0% →\na 90.0%", "b 40.0% →\na 60.0%", "a 20.0% →\nb 50.0%"]
+    assert [axis.get_title() for axis in axes] == titles
     pixels = [np.asarray(axis.images[0].get_array()) for axis in axes]
     assert [int(picture.flat[0]) for picture in pixels] == [30, 20, 40, 0] and pixels[1].shape == (4, 3, 3)
     assert axes[0].images[0].get_clim() == (0, 255)  # a dark picture stays dark
@@ -302,10 +303,11 @@ def line_of(epoch: int, **values: float | None) -> dict[str, Any]:
 
 def test_history_has_a_panel_for_what_there_is(tmp_path: Path, written: list[Drawn]) -> None:
     history = [line_of(epoch, macro_f1=0.1 * epoch, train_accuracy=0.2) for epoch in (1, 2, 3)]
-    figures.plot_history(history, tmp_path / "h.png", chosen_epoch=2)
+    figures.plot_history(history, tmp_path / "h.png", chosen_epoch=2, title="a")
     loss, score, rate = written[0].figure.axes
     assert [axis.get_ylabel() for axis in (loss, score, rate)] == ["loss", "score", "learning rate"]
-    assert [line.get_label() for line in score.lines[:3]] == ["training accuracy", "accuracy", "macro F1"]
+    shown = ["training accuracy", "validation accuracy", "validation macro F1"]
+    assert [line.get_label() for line in score.lines[:3]] == shown
     np.testing.assert_allclose(loss.lines[1].get_ydata(), [3, 1.5, 1])  # type: ignore[arg-type]
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.05, 0.1 / 3])  # type: ignore[arg-type]
     for axis in (loss, score, rate):
@@ -313,15 +315,15 @@ def test_history_has_a_panel_for_what_there_is(tmp_path: Path, written: list[Dra
     assert "epoch 2" in written[0].figure.get_suptitle()
     assert_readable(*written[0])
     with_affect = [line | {"valence_ccc": 0.5, "arousal_ccc": None} for line in history]
-    figures.plot_history(with_affect, tmp_path / "h.png", chosen_epoch=1)
-    assert [axis.get_ylabel() for axis in written[1].figure.axes] == ["loss", "score", "CCC", "learning rate"]
+    figures.plot_history(with_affect, tmp_path / "h.png", chosen_epoch=1, title="a")
+    assert [axis.get_ylabel() for axis in written[1].figure.axes] == ["loss", "score", "validation CCC", "learning rate"]
     assert [line.get_label() for line in written[1].figure.axes[2].lines[:-1]] == ["valence"]  # arousal has no value
     assert_readable(*written[1])
 
 
 def test_history_leaves_gaps(tmp_path: Path, written: list[Drawn]) -> None:
     history = [line_of(1, macro_f1=0.1), line_of(2, macro_f1=None), line_of(3), line_of(4, macro_f1=math.nan, val_loss=None)]
-    figures.plot_history(history, tmp_path / "h.png", chosen_epoch=1)
+    figures.plot_history(history, tmp_path / "h.png", chosen_epoch=1, title="a")
     loss, score = written[0].figure.axes[:2]
     np.testing.assert_array_equal(score.lines[1].get_ydata(), [0.1, math.nan, math.nan, math.nan])  # type: ignore[arg-type]
     np.testing.assert_array_equal(loss.lines[1].get_ydata(), [3, 1.5, 1, math.nan])  # type: ignore[arg-type]

@@ -16,7 +16,16 @@ import backbones
 import models
 from faces import Preprocess
 from labels import LABEL_SETS
-from models import MODELS, ModelError, build_model, load_backbone, load_checkpoint, load_pretrained, save_checkpoint
+from models import (
+    MODELS,
+    VGGFACE2_CKPT,
+    ModelError,
+    build_model,
+    load_backbone,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
 
 GREY_48 = Preprocess(48, 1, (0.5,), (0.5,))
 GREY_16 = Preprocess(16, 1, (0.5,), (0.5,))
@@ -380,7 +389,10 @@ def test_missing_and_misshapen_tensors_are_named() -> None:
     state["0.weight"] = torch.zeros(32, 3, 3, 3)
     del state["25.bias"]
     words = load_backbone(light(), state, origin="file.pth")
-    assert words == "file.pth: 32 of 34 backbone tensors loaded; not found: 0.weight, 25.bias"
+    found = "file.pth: 32 of 34 backbone tensors loaded; not found: 0.weight, 25.bias"
+    assert words == found + "; not used of the file: 0.weight"
+    people = {"module.fc.weight": torch.zeros(3, 2), "strange": torch.zeros(1), "epoch": 3}
+    assert load_backbone(light(), state | people, origin="file.pth").endswith("; not used of the file: 0.weight, strange")  # type: ignore[arg-type]
 
 
 def test_vggface2_file_is_taken_where_it_is(tmp_path: Path) -> None:
@@ -417,9 +429,12 @@ def test_offline_imagenet_names_weights_none(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights from an earlier download
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as caught:
-        load_pretrained(model, name="resnet18", weights=weights, vggface2_ckpt=str(tmp_path / "no.pth"))
+        load_pretrained(model, name="resnet18", weights=weights, vggface2_ckpt=VGGFACE2_CKPT)
     assert "--weights none" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"mine\.pth not found"):  # not ImageNet's without a word
+        load_pretrained(model, name="resnet18", weights="auto", vggface2_ckpt="mine.pth")
 
 
 def test_imagenet_weights_are_loaded_without_their_head(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,8 +452,20 @@ def test_imagenet_weights_are_loaded_without_their_head(monkeypatch: pytest.Monk
     model = build_model("resnet18", classes=8, affect=True, preprocess=COLOUR_32)
     words = load_pretrained(model, name="resnet18", weights="imagenet", vggface2_ckpt="no.pth")
     assert words == "ResNet18_Weights.IMAGENET1K_V1: 100 of 100 backbone tensors loaded"  # 20 × (1 + 4)
+    assert load_pretrained(model, name="resnet18", weights="auto", vggface2_ckpt=VGGFACE2_CKPT) == words
     assert asked[0].startswith("https://download.pytorch.org/models/resnet18-")
     assert torch.equal(model.backbone.state_dict()["layer3.0.conv1.weight"], published["layer3.0.conv1.weight"])
+
+
+def test_imagenet_in_the_place_of_vggface2_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import resnet50
+
+    published = resnet50(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    monkeypatch.chdir(tmp_path)
+    model = build_model("resnet50", classes=8, affect=True, preprocess=COLOUR_32)
+    words = load_pretrained(model, name="resnet50", weights="auto", vggface2_ckpt=VGGFACE2_CKPT)
+    assert words.startswith(f"no {VGGFACE2_CKPT}, so ResNet50_Weights.IMAGENET1K_V1: 265 of 265")
 
 
 def test_light_cnn_has_no_imagenet_weights() -> None:

@@ -238,7 +238,7 @@ def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
     # Accuracies 0.60 and 0.62: mean 0.61, deviations 0.01 each, std = sqrt(0.0002 / 1) = 0.0141.
     assert cells_of(text, "[E0]") == [
         "[E0](results/E0_seed40) light CNN: softmax, cross-entropy",
-        "0.618 / 0.509<sup>1</sup>",
+        "0.633 / 0.534, disgust F1 0.069<sup>1</sup>",
         "**0.610 ± 0.014**",
         "**0.400 ± 0.000**",
         "disgust F1 0.220, fear F1 0.300, fear recall 0.250",
@@ -265,7 +265,7 @@ def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
     order = [line.split("]")[0] for line in table.splitlines() if line.startswith("| [")]
     assert order == ["| [E0", "| [two_phase", "| [four_class", "| [BEST"]
     notes = [line for line in table.splitlines() if line.startswith("<sup>")]
-    assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one furth", "<sup>2</sup> two_phase: it"]
+    assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one run; ", "<sup>2</sup> two_phase: it"]
     assert "Not among the kept runs yet: E1, E2, E2b, E3, E4, E5, E6, two_phase_as_written, multitask_synthetic.\n" in table
     assert [line for line in table.splitlines() if line.startswith("- ")] == [
         "- E0: `python train.py --exp E0_seed40`",

@@ -12,7 +12,7 @@ from conftest import error_of, short_training
 import settings
 import train
 from models import BACKBONE_OPTIONS, MODELS
-from recipes import RECIPES
+from recipes import FREEZE_PRETRAINED, RECIPES
 
 STAGES = MODELS["resnet50"].stages
 
@@ -85,6 +85,10 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["model"] in MODELS
         assert set(row) <= settings  # no misspelt flag
         shown = recipe(capsys, "--recipe", name)
+        if name in FREEZE_PRETRAINED:  # their weights are pretrained unless --weights none says otherwise
+            row = row | {"freeze_epochs": 3}
+            assert recipe(capsys, "--recipe", name, "--weights", "none")["freeze_epochs"] is None
+            assert recipe(capsys, "--recipe", name, "--weights", "none", "--init", "a.pth")["freeze_epochs"] == 3
         assert shown["recipe"] == name and all(shown[key] == value for key, value in row.items())
         may_be_empty = {"freeze_epochs", "unfreeze_all_at", "grad_clip", "save_path", "data_root", "label_set", "exp"}
         may_be_empty |= {
@@ -159,7 +163,11 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
         ("--mixup inf", "--mixup must lie between"),
         ("--init a.pth", "a.pth not found"),
-        ("--model resnet50 --weights auto --init a.pth --vggface2_preprocess bgr255", "--init's checkpoint says what"),
+        (
+            "--model resnet50 --weights auto --init a.pth --vggface2_preprocess bgr255",
+            "--weights does nothing here: weights and",
+        ),
+        ("--model resnet18 --init a.pth --vggface2_ckpt b.pth", "--vggface2_ckpt does nothing here"),
         ("--epochs 0", "--resume CKPT"),
         ("--epochs 0 --resume", "--resume CKPT"),
     ],
