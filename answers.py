@@ -24,6 +24,7 @@ BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
 EXPLAINED_PX = 240  # side of a face
 FOR_COLOUR, AGAINST_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
+JPEG_MAX_PX = 65_500  # of a side
 LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and black letters are read on it
 
@@ -65,8 +66,8 @@ class Answer(NamedTuple):
     error: str | None
 
 
-def to_dict(result: Answer) -> dict[str, Any]:
-    """An answer as the JSON documents it; unknown figures are null."""
+def to_dict(result: Answer, *, detector: str) -> dict[str, Any]:
+    """An answer as the JSON documents it, with the name of the detector; unknown figures are null."""
     faces = []
     for prediction in result.faces:
         box = prediction.face
@@ -81,7 +82,9 @@ def to_dict(result: Answer) -> dict[str, Any]:
                 "landmarks": None if box.landmarks is None else [[round(x, 1), round(y, 1)] for x, y in box.landmarks],
             }
         )
-    return {"path": result.path, "detected": result.detected, "faces": faces, "error": result.error}
+    return {
+        "path": result.path, "detected": result.detected, "detector": detector, "faces": faces, "error": result.error,
+    }  # fmt: skip
 
 
 def to_text(result: Answer, *, detector: str) -> str:
@@ -138,8 +141,8 @@ class Table:
     """A CSV or Parquet file of answers that may be interrupted at any time, and gone on with.
 
     Rows go into the CSV (for Parquet into a CSV beside it, which becomes the file at the end); a note beside it says how
-    many pictures are whole and which, up to which byte, and of which call. Raises TableError where there is such a note and
-    `resume` is not asked for, or it is of another call.
+    many pictures are whole and which, how many could not be read, up to which byte, and of which call. Raises TableError
+    where there is a file or a note and `resume` is not asked for, or they are of another call or damaged.
     """
 
     def __init__(self, path: Path, labels: Sequence[str], *, call: dict[str, Any], resume: bool) -> None:
@@ -147,28 +150,41 @@ class Table:
         parquet = path.suffix.lower() == ".parquet"
         self.file_path = path.with_name(path.name + ".partial.csv") if parquet else path
         self.note = path.with_name(path.name + ".progress")
-        self.done = 0  # pictures of this shard that are whole
+        self.done = self.failed = 0  # pictures of this shard that are whole; of these the ones that could not be read
         self.names, self.expected = hashlib.sha256(), ""  # of these pictures, in order
-        self.complete = resume and path.is_file() and not self.note.is_file()
+        begun = self.note.is_file()
+        self.complete = not begun and path.is_file() and path.stat().st_size > 0
         if self.complete:
+            if not resume:
+                raise TableError(f"{path} is there already – remove it, or give another name")
+            if header_of(path) != columns(labels):
+                raise TableError(f"{path} has not the columns of this call – remove it, or give another name")
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = 0
-        if self.note.is_file():
-            if not resume:
-                raise TableError(f"{path} is there in part – go on with --resume, or remove {self.note}")
-            noted = json.loads(self.note.read_text(encoding="utf-8"))
-            if noted["call"] != call:
-                raise TableError(
-                    f"{path} was begun with other pictures or settings – call it as before, or remove {self.note}"
-                )
-            self.done, size, self.expected = noted["done"], noted["bytes"], noted["names"]
+        size = self.go_on(resume=resume) if begun else 0
         self.file = self.file_path.open("r+b" if size else "wb")
         self.file.truncate(size)
         self.file.seek(size)
         if not size:
             self.file.write(self.encode([columns(labels)]))
             self.mark()
+
+    def go_on(self, *, resume: bool) -> int:
+        """Take up what the note says; returns up to which byte the file is whole."""
+        remove = f"remove {self.file_path} and {self.note}"
+        if not resume:
+            raise TableError(f"{self.path} is there in part – go on with --resume, or {remove}")
+        try:
+            noted = json.loads(self.note.read_text(encoding="utf-8"))
+            call, size, self.expected = noted["call"], int(noted["bytes"]), noted["names"]
+            self.done, self.failed = int(noted["done"]), int(noted["failed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TableError(f"{self.note} is damaged – {remove}") from error
+        if call != self.call:
+            raise TableError(f"{self.path} was begun with other pictures or settings – call it as before, or {remove}")
+        if not self.file_path.is_file() or self.file_path.stat().st_size < size:
+            raise TableError(f"{self.file_path} is shorter than it was – {remove}")
+        return size
 
     def encode(self, lines: Sequence[Sequence[Any]]) -> bytes:
         """Lines of CSV; bytes of paths that are no text are written as \\udc..."""
@@ -179,9 +195,9 @@ class Table:
     def mark(self) -> None:
         """Note how far the file is whole."""
         self.file.flush()
-        noted = {"done": self.done, "bytes": self.file.tell(), "names": self.names.hexdigest(), "call": self.call}
+        noted = {"done": self.done, "failed": self.failed, "bytes": self.file.tell(), "names": self.names.hexdigest()}
         temporary = self.note.with_name(self.note.name + ".tmp")
-        temporary.write_text(json.dumps(noted), encoding="utf-8")
+        temporary.write_text(json.dumps(noted | {"call": self.call}), encoding="utf-8")
         temporary.replace(self.note)
 
     def skip(self, names: Iterator[tuple[int, str]]) -> None:
@@ -189,7 +205,7 @@ class Table:
         for _, name in itertools.islice(names, self.done):
             self.names.update(os.fsencode(name) + b"\0")
         if self.done and self.names.hexdigest() != self.expected:
-            raise TableError(f"{self.path} was begun with other pictures – give the same, or remove {self.note}")
+            raise TableError(f"{self.path} was begun with other pictures – give the same, or remove it and {self.note}")
 
     def write(self, results: Sequence[tuple[int, Answer]]) -> None:
         """Add the rows of some pictures."""
@@ -197,6 +213,7 @@ class Table:
             self.names.update(os.fsencode(result.path) + b"\0")
         self.file.write(self.encode([line for number, result in results for line in rows(number, result, self.labels)]))
         self.done += len(results)
+        self.failed += sum(result.error is not None for _, result in results)
         self.mark()
 
     def close(self) -> None:
@@ -204,8 +221,22 @@ class Table:
         self.file.close()
         if self.file_path != self.path:
             to_parquet(self.file_path, self.path, self.labels)
-            self.file_path.unlink()
         self.note.unlink()
+        if self.file_path != self.path:
+            self.file_path.unlink()
+
+
+def header_of(path: Path) -> list[str]:
+    """The columns of a table's file; none where it is no table."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            return list(pq.read_schema(path).names)
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    except (ValueError, csv.Error):  # pyarrow's own are ValueErrors, too
+        return []
 
 
 def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:
@@ -286,8 +317,11 @@ def stem_of(path: str) -> str:
 
 
 def write_jpeg(folder: Path, name: str, picture: np.ndarray) -> None:
-    """Write an RGB picture under a temporary name, then rename it."""
+    """Write an RGB picture, smaller where JPEG cannot hold it, under a temporary name, then rename it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if max(picture.shape[:2]) > JPEG_MAX_PX:
+        height, width = (max(1, side * JPEG_MAX_PX // max(picture.shape[:2])) for side in picture.shape[:2])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     target = folder / name
     temporary = target.with_name(target.name + ".tmp")

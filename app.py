@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from answers import HINTS, Answer, FacePrediction, annotate, columns, rows
+from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, columns, rows
 from faces import DETECTORS, DetectorError, ImageError, find_yunet, read_image
 from figures import COLOURS
 from onnx_network import ModelError, OnnxNetwork
@@ -109,6 +111,8 @@ def read(picture: str | None, path: str, label_set: str, *, detector: str, model
         said = "<p>no face found</p>"
     elif not detected:
         said = "<p>no face found, but the picture looks like one: taken whole</p>" + said
+    if predictor.detector == "haar":
+        said += f"<p><small>faces found by {DETECTOR_NAMES['haar']}</small></p>"
     header, *lines = table_of(result, predictor.labels.names)
     target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "faces.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
@@ -117,21 +121,29 @@ def read(picture: str | None, path: str, label_set: str, *, detector: str, model
 
 
 def build_page(*, detector: str, model: str | None) -> Any:
-    """The page. Raises ModuleNotFoundError without gradio."""
+    """The page. Raises ModuleNotFoundError without gradio, ModelError without a network."""
     import gradio as gr
 
     choices = networks()
+    if not choices:
+        raise ModelError("there is no network here – fetch weights/lightcnn.onnx, or train one and run: make export")
     first = next(iter(choices.values()))
 
-    def answer(picture: str | None, path: str, label_set: str) -> tuple[Any, ...]:
+    @contextmanager
+    def errors_shown() -> Iterator[None]:
         try:
-            shown = read(picture, path, label_set, detector=detector, model=model)
+            yield
         except (ModelError, DetectorError) as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def answer(picture: str | None, path: str, label_set: str) -> tuple[Any, ...]:
+        with errors_shown():
+            shown = read(picture, path, label_set, detector=detector, model=model)
         return *shown, gr.Column(visible=shown[-1] is not None)
 
     def choose(path: str) -> Any:
-        heads = heads_of(path)
+        with errors_shown():
+            heads = heads_of(path)
         return gr.Dropdown(choices=heads, value=heads[0], visible=len(heads) > 1)
 
     with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(CLEARED_S, KEPT_S), fill_width=True) as page:

@@ -84,11 +84,12 @@ def write_float32(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def largest_difference(checkpoint: Checkpoint, path: Path, images: Tensor) -> float:
-    """The largest absolute difference between the outputs of the checkpoint and of an ONNX file."""
+    """The largest absolute difference between the outputs of the checkpoint and of an ONNX file; NaN where one is NaN."""
     with torch.inference_mode():
         expected = checkpoint.model.eval()(images)
     found = OnnxModule(OnnxNetwork(path))(images)
-    return max((ours - theirs).abs().max().item() for ours, theirs in zip(expected, found, strict=True) if ours is not None)
+    pairs = [(ours, theirs) for ours, theirs in zip(expected, found, strict=True) if ours is not None]
+    return float(np.max([(ours - theirs).abs().max().item() for ours, theirs in pairs]))
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -303,7 +304,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
-    parser.add_argument("out", type=Path, nargs="?", help="the .onnx file (default: beside the checkpoint)")
+    parser.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        help="the .onnx file (default: beside the checkpoint, best.onnx, best_half.onnx, best_int8.onnx)",
+    )
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
         "--half", dest="kind", action="store_const", const="half", default="float32",
@@ -329,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     """Export; status 2 with one line where that cannot be done."""
     args = build_parser().parse_args(argv)
     path = args.checkpoint / "best.pth" if args.checkpoint.is_dir() else args.checkpoint
-    out = args.out or path.with_suffix(".onnx")
+    out = args.out or path.with_name(path.stem + ("" if args.kind == "float32" else f"_{args.kind}") + ".onnx")
     try:
         if path.suffix.lower() == ".onnx":
             raise ExportError(f"{path} is an ONNX file already – give a checkpoint: best.pth")

@@ -82,8 +82,9 @@ def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | 
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         return "missing"
-    except OSError:  # Windows refuses to open a folder
-        return "not a file" if os.path.isdir(path) else "unreadable"  # noqa: PTH112
+    except (OSError, ValueError):  # Windows refuses to open a folder; ValueError: the name holds a NUL
+        folder = os.path.isdir(path) and os.access(path, os.R_OK)  # noqa: PTH112
+        return "not a file" if folder else "unreadable"
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -224,6 +225,8 @@ class YuNet:
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
         if not os.path.isfile(model):  # noqa: PTH113
+            if str(model) == os.environ.get("FER_DETECTOR"):
+                raise DetectorError(f"{model}, which FER_DETECTOR names, not found – unset it, or give --detector haar")
             raise DetectorError(f"{model} not found – run: make detector, or give --detector haar")
         try:
             self.network = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold=YUNET_SCORE)

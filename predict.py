@@ -23,6 +23,7 @@ import math
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +31,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import sources
-from answers import Answer, FacePrediction, Table, TableError, save_annotated, save_explained, to_dict, to_text
+from answers import (
+    DETECTOR_NAMES,
+    Answer,
+    FacePrediction,
+    Table,
+    TableError,
+    save_annotated,
+    save_explained,
+    to_dict,
+    to_text,
+)
 from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
-from labels import LABEL_SETS, remap, without_source
+from labels import LABEL_SETS, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -47,17 +58,29 @@ def shipped() -> dict[str, Path]:
 
 
 def network_file(model: str | os.PathLike[str]) -> Path:
-    """The file of a network that is given by its path, its run folder, or its name where it is a shipped one. Raises
-    ModelError."""
+    """The file of a network that is given by its name where it is a shipped one, by its path, or by its run folder (one that
+    is called as a shipped network is ./lightcnn or runs/lightcnn). Raises ModelError."""
+    known = shipped()
+    if str(model) in known:
+        return known[str(model)]
     path = Path(model)
     if path.is_dir():
         return path / "best.pth"
     if path.exists() or path.suffix:
         return path
-    if str(model) not in shipped():
-        known = ", ".join(shipped()) or "none here"
-        raise ModelError(f"{model} is neither a file nor a shipped network (which are: {known})")
-    return shipped()[str(model)]
+    raise ModelError(f"{model} is neither a file nor a shipped network (which are: {', '.join(known) or 'none here'})")
+
+
+def as_rgb(image: np.ndarray, order: str) -> np.ndarray:
+    """A picture that a program hands over, uint8 (H, W, 3) with its colours in the order "rgb" or "bgr", as RGB. Raises
+    ValueError."""
+    if order not in ("rgb", "bgr"):
+        raise ValueError(f"order is rgb or bgr, not {order!r}")
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"a picture is an array, uint8 (H, W, 3), not {type(image).__name__}: was it read?")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"a picture is uint8 (H, W, 3) of at least one pixel, not {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image[:, :, :: -1 if order == "bgr" else 1])
 
 
 class Found(NamedTuple):
@@ -72,8 +95,8 @@ class EmotionPredictor:
     """A network ready to use: `EmotionPredictor("best.onnx").predict(image)`.
 
     model: a shipped network's name, an ONNX file of export.py, a checkpoint (.pth), which needs torch, or the folder of a
-    run. label_set: the classes to answer in, where
-    the network has a head for them or they can be summed from its own; default: the network's own. `use_gpu_if_available`
+    run. label_set: the classes to answer in, where the network has a head for them or they can be summed from its own;
+    default: the network's own. `use_gpu_if_available`
     False is device "cpu", in the four-class document's words. detector, detector_model: see `faces.make_detector`; the name
     of the one that is used stands in `detector`. Raises onnx_network.ModelError or faces.DetectorError.
     """
@@ -88,6 +111,10 @@ class EmotionPredictor:
         detector: str = "auto",
         detector_model: str | os.PathLike[str] | None = None,
     ) -> None:
+        if label_set is not None and label_set not in LABEL_SETS:
+            raise ModelError(f"{label_set} is no label set (which are: {', '.join(sorted(LABEL_SETS))})")
+        if detector not in DETECTORS:
+            raise DetectorError(f"{detector} is no detector (which are: {', '.join(DETECTORS)})")
         device = device if use_gpu_if_available else "cpu"
         path = network_file(model)
         self.network: Any
@@ -109,16 +136,17 @@ class EmotionPredictor:
         if lacking:
             raise ModelError(f"{path} says nothing of {', '.join(lacking)} – it knows {', '.join(own.names)}")
 
-    def predict(self, image: np.ndarray) -> tuple[list[FacePrediction], bool]:
-        """The faces of an RGB image, uint8 (H, W, 3), largest first, and whether they were detected.
+    def predict(self, image: np.ndarray, order: str = "rgb") -> tuple[list[FacePrediction], bool]:
+        """The faces of an image, uint8 (H, W, 3), largest first, and whether they were detected.
 
-        With detector "none" the picture is one face; so is a small, nearly square one in which none is found.
+        order: that of its colours, "rgb", or "bgr" as cv2.imread and cameras give them. With detector "none" the picture is
+        one face; so is a small, nearly square one in which none is found. Raises ValueError for what is no such image.
         """
-        return self.predict_batch([image])[0]
+        return self.predict_batch([image], order)[0]
 
-    def predict_batch(self, images: Iterable[np.ndarray]) -> list[tuple[list[FacePrediction], bool]]:
+    def predict_batch(self, images: Iterable[np.ndarray], order: str = "rgb") -> list[tuple[list[FacePrediction], bool]]:
         """As `predict`, for several images, whose faces go through the network together."""
-        found = [self.find(image) for image in images]
+        found = [self.find(as_rgb(image, order)) for image in images]
         return list(zip(self.answer_found(found), (faces.detected for faces in found), strict=True))
 
     def find(self, image: np.ndarray) -> Found:
@@ -171,20 +199,19 @@ class EmotionPredictor:
             raise ValueError(f"{path}: no face found")
         return faces[0].label, faces[0].probabilities
 
-    def predict_emotion_from_frame(self, frame: np.ndarray, face: tuple[int, int, int, int]) -> tuple[str, int, np.ndarray]:
+    def predict_emotion_from_frame(self, frame: np.ndarray, box: tuple[int, int, int, int]) -> tuple[str, int, np.ndarray]:
         """One face of a camera's or cv2.imread's frame: its label, the label's index, and all probabilities (classes,).
 
-        frame: BGR, uint8 (H, W, 3); face: the box (x, y, w, h) in its pixels. Raises ValueError where frame or box is
+        frame: BGR, uint8 (H, W, 3); box: the face's (x, y, w, h) in its pixels. Raises ValueError where frame or box is
         not that, onnx_network.ModelError as `classify`.
         """
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-            raise ValueError(f"a frame is BGR, uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
-        x, y, w, h = (int(value) for value in face)
-        box = Face(x, y, w, h, math.nan)
-        if box.w < 1 or box.h < 1 or not (-box.w < box.x < frame.shape[1] and -box.h < box.y < frame.shape[0]):
-            raise ValueError(f"the box {face} is (x, y, w, h) of no part of a frame of {frame.shape[1]}×{frame.shape[0]} px")
-        image = np.ascontiguousarray(frame[:, :, ::-1])
-        (prediction,) = self.classify([self.preprocess.crop(image, box)], [box])
+        image = as_rgb(frame, "bgr")
+        height, width = image.shape[:2]
+        x, y, w, h = (int(value) for value in box)
+        if w < 1 or h < 1 or not (-w < x < width and -h < y < height):
+            raise ValueError(f"the box {box} is (x, y, w, h) of no part of a frame of {width}×{height} px")
+        face = Face(x, y, w, h, math.nan)
+        (prediction,) = self.classify([self.preprocess.crop(image, face)], [face])
         probabilities = np.array(list(prediction.probabilities.values()))
         index = int(probabilities.argmax())
         return self.labels.names[index], index, probabilities
@@ -215,6 +242,34 @@ class EmotionPredictor:
             FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)
             for face, row, (valence, arousal) in zip(faces, probabilities.tolist(), affect, strict=True)
         ]
+
+
+def predict_single_image(
+    image_path: str | os.PathLike[str],
+    model: EmotionPredictor | str | os.PathLike[str],
+    transform: None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[str, dict[str, float]]:
+    """The largest face of a picture file, as the two-phase document asks for it; see EmotionPredictor.predict_single_image.
+
+    model: a predictor, or what its constructor takes. transform: None, as a network brings its own preprocessing.
+    class_names: what the answer calls the classes, as many as the network has: expressions ("Anger") are matched by name,
+    whatever their order; other words stand for the network's classes in their order. Raises ValueError for both.
+    """
+    if transform is not None:
+        raise ValueError("transform: the checkpoint brings its own preprocessing – leave it out")
+    predictor = model if isinstance(model, EmotionPredictor) else EmotionPredictor(model)
+    own = predictor.labels.names
+    called = dict(zip(own, own, strict=True))
+    if class_names is not None:
+        try:
+            called = {canonical(name): name for name in class_names}
+        except KeyError:
+            called = dict(zip(own, class_names, strict=False))
+        if set(called) != set(own) or len(class_names) != len(own) or len(set(class_names)) != len(own):
+            raise ValueError(f"class_names {', '.join(class_names)} are not names for {', '.join(own)}")
+    label, probabilities = predictor.predict_single_image(image_path)
+    return called[label], {name: probabilities[key] for key, name in called.items()}
 
 
 def answers(
@@ -262,7 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="files, folders, patterns, http(s) addresses; - for standard input's list",
+        help="pictures and videos: files, folders, patterns, http(s) addresses; - for standard input's list",
     )
     known = ", ".join(shipped())
     add("--model", default=DEFAULT_MODEL, help=f"{known}, an .onnx or .pth file, or a run's folder (default: %(default)s)")
@@ -292,13 +347,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Answer for every picture; see the exit statuses above."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)} (a name that begins with - is given as ./-b.jpg)")
     path = args.csv or args.parquet
-    videos = [name for name in args.images if name.lower().endswith(sources.VIDEO_EXTENSIONS)]
-    pictures = [name for name in args.images if name not in videos]
+    videos = [name for name in args.images if sources.is_video(name) and not sources.is_pattern(name)]
     if videos and path is not None:
         parser.error(f"{videos[0]}: the timeline of a video is written by --save DIR, not into a table")
-    if args.explain and (args.save is None or not pictures):
+    if args.explain and (args.save is None or all(map(sources.is_video, args.images))):
         parser.error("--explain writes pictures of the faces in pictures: give --save DIR, too")
     if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard):
         parser.error("--webcam shows a window and writes nothing but what s saves: leave out the others")
@@ -312,6 +368,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--parquet {args.parquet} must end in .parquet")
     if args.csv is not None and args.csv.suffix.lower() == ".parquet":
         parser.error(f"{args.csv}: for Parquet give --parquet")
+    if path is not None and sources.is_folder(str(path)):
+        parser.error(f"{path} is a folder: give the name of a file in it, too")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
     try:
@@ -336,43 +394,18 @@ def main(argv: list[str] | None = None) -> int:
         if table is not None and table.complete:
             print(f"{path} is complete already: nothing was read")
             return 0
-        names = sources.numbered(sources.expand(pictures, leave_out=args.save), shard)
-        if table is not None:
-            table.skip(names)
-        status = write(predictor, names, args, table) if pictures else 0
-        for number, name in sources.numbered(videos, shard):
-            stem = Path(name).stem
-            alone = sum(Path(other).stem == stem for other in videos) == 1
-            status = max(status, read_video(predictor, name, args, stem if alone else f"{number:06d}_{stem}"))
-        return status
-    except (ModelError, DetectorError, sources.SourceError, TableError, OSError) as error:
+        return write(predictor, sources.numbered(sources.expand(args.images, leave_out=args.save), shard), args, table)
+    except (ModelError, DetectorError, sources.SourceError, TableError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        what = f"{error.filename or 'a file'} cannot be written or read ({error.strerror or error})"
+        print(f"predict.py: {what} – give another --save, --csv or --parquet", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if path is not None:
             print("\npredict.py: interrupted – to go on, call it again with --resume", file=sys.stderr)
         return 130
-
-
-def read_video(predictor: EmotionPredictor, name: str, args: argparse.Namespace, save_as: str) -> int:
-    """Follow the faces of a video and print what they showed; what --save writes begins with `save_as`. Returns the exit
-    status."""
-    import video
-
-    try:
-        tracks = video.follow(name, predictor.predict, save=args.save, name=save_as)
-    except sources.SourceError as error:
-        if args.json or args.jsonl:
-            print(json.dumps({"path": name, "tracks": [], "error": str(error)}))
-        else:
-            print(error, file=sys.stderr)
-        return 1
-    if args.json or args.jsonl:
-        document = {"path": name, "tracks": [video.track_to_dict(track) for track in tracks], "error": None}
-        print(json.dumps(document, indent=None if args.jsonl else 2))
-    else:
-        print(video.describe_tracks(name, tracks))
-    return 0
 
 
 def file_digest(path: Path) -> str:
@@ -383,34 +416,73 @@ def file_digest(path: Path) -> str:
 def write(
     predictor: EmotionPredictor, names: Iterable[tuple[int, str]], args: argparse.Namespace, table: Table | None
 ) -> int:
-    """Write answers as they come, in the form that is asked for; returns the exit status."""
+    """Write answers as they come, pictures before videos, in the form that is asked for; returns the exit status."""
     from tqdm import tqdm
 
+    text = table is None and not (args.json or args.jsonl)
     at_once = table is None and not args.json  # somebody may be waiting for each line
+    fallen_back = text and args.detector == "auto" and predictor.detector == "haar"  # to be said with the first answer
     failed, faces, documents = 0, 0, []
-    with tqdm(unit="picture", disable=None if table is not None else True) as bar:
+    videos: list[tuple[int, str]] = []
+    names = sources.without_videos(names, videos)
+    if table is not None:
+        table.skip(names)
+
+    def say(document: dict[str, Any], words: str) -> None:
+        nonlocal failed, fallen_back
+        failed += document["error"] is not None
+        if args.json:
+            documents.append(document)
+        elif args.jsonl:
+            print(json.dumps(document, allow_nan=False), flush=True)
+        else:
+            if fallen_back and document["error"] is None:
+                tqdm.write(f"predict.py: faces are found by {DETECTOR_NAMES['haar']}", file=sys.stderr)
+                fallen_back = False
+            tqdm.write(words, file=sys.stdout if document["error"] is None else sys.stderr)
+
+    shown = at_once and sys.stdout.isatty()  # answers that appear are a progress bar themselves
+    begun = 0 if table is None else table.done
+    with tqdm(unit="picture", initial=begun, leave=table is not None, disable=True if shown else None) as bar:
         for part in answers(predictor, names, save=args.save, explain=args.explain, batch=1 if at_once else BATCH_PICTURES):
             if table is not None:
                 table.write(part)
-            for _, result in part:
-                failed += result.error is not None
-                faces += len(result.faces)
-                if args.json:
-                    documents.append(to_dict(result))
-                elif args.jsonl:
-                    print(json.dumps(to_dict(result), allow_nan=False), flush=True)
-                elif table is None:
-                    stream = sys.stdout if result.error is None else sys.stderr
-                    print(to_text(result, detector=predictor.detector), file=stream)
+                faces += sum(len(result.faces) for _, result in part)
+            else:
+                for _, result in part:
+                    say(to_dict(result, detector=predictor.detector), to_text(result, detector=predictor.detector))
             bar.update(len(part))
+    if table is not None:
+        table.close()
+        counts = f"{table.done} pictures, {faces} faces in this call, {table.failed} that could not be read"
+        print(f"{table.path}: {counts}")
+        if videos:
+            more = "their timelines are written by --save DIR, without a table"
+            print(f"predict.py: {len(videos)} videos were passed over, first {videos[0][1]} – {more}", file=sys.stderr)
+        return 1 if table.failed else 0
+    stems = Counter(Path(name).stem for _, name in videos)
+    for number, name in videos:
+        stem = Path(name).stem
+        own = (
+            stems[stem] == 1 and sources.shard_of(args.shard)[1] == 1
+        )  # what --save writes of two videos must not have one name
+        say(*read_video(predictor, name, save=args.save, save_as=stem if own else f"{number:06d}_{stem}"))
     if args.json:
         # Escaped letters, so that every path survives every console.
         print(json.dumps(documents if len(documents) != 1 else documents[0], indent=2, allow_nan=False))
-    if table is not None:
-        done = table.done
-        table.close()
-        print(f"{table.path}: {done} pictures, {faces} faces in this call, {failed} that could not be read")
     return 1 if failed else 0
+
+
+def read_video(predictor: EmotionPredictor, name: str, *, save: Path | None, save_as: str) -> tuple[dict[str, Any], str]:
+    """What the faces of a video showed, as JSON documents it and in words; what is saved begins with `save_as`."""
+    import video
+
+    try:
+        tracks = video.follow(name, predictor.predict, save=save, name=save_as)
+    except sources.SourceError as error:
+        return {"path": name, "tracks": [], "error": str(error)}, str(error)
+    document = {"path": name, "tracks": [video.track_to_dict(track) for track in tracks], "error": None}
+    return document, video.describe_tracks(name, tracks)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ python predict.py --webcam                        # q ends it, s saves the pictu
 import csv
 import itertools
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from answers import FacePrediction, annotate
 from faces import Face
-from sources import SourceError
+from sources import SourceError, is_address
 
 SMOOTHING_S = 0.5  # after which a new expression counts for 63%
 OVERLAP_MIN = 0.2  # of the boxes of one person in two frames
@@ -106,12 +107,20 @@ class Tracker:
 @contextmanager
 def opened(source: str | int) -> Iterator[Any]:
     """A video file or camera, released at the end. Raises SourceError."""
+    if isinstance(source, str):
+        if is_address(source):
+            raise SourceError(f"{source}: a video at an address is not read – download it first")
+        if not os.path.isfile(source):  # noqa: PTH113 (no exception for a name that no file system takes)
+            raise SourceError(f"{source}: missing – is the path right?")
+        if source.encode("utf-8", "ignore").decode() != source:  # OpenCV would end the program
+            raise SourceError(f"{source!a}: OpenCV opens no video whose name is not UTF-8 – rename it")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said below
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
             if isinstance(source, int):
                 raise SourceError(f"camera {source} is not there – give the number of another: --webcam 1")
-            raise SourceError(f"{source}: missing, or no video that OpenCV can read")
+            raise SourceError(f"{source}: no video that OpenCV can read")
         yield capture
     finally:
         capture.release()
@@ -122,6 +131,7 @@ def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
     """An MP4 file under a temporary name, which gets its own when it is whole. Raises SourceError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.partial.mp4")
+    temporary.write_bytes(b"")  # raises OSError where nothing can be written: OpenCV does not say why it cannot
     writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))  # type: ignore[attr-defined]
     try:
         if not writer.isOpened():

@@ -10,6 +10,7 @@ import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ import app
 from answers import Answer, FacePrediction
 from faces import Face, read_image
 from labels import LABEL_SETS
+from onnx_network import ModelError
 
 SHARES = {"angry": 0.05, "disgust": 0.0, "fear": 0.15, "happy": 0.6, "sad": 0.1, "surprise": 0.07, "neutral": 0.03}
 
@@ -64,7 +66,9 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         lines = list(csv.reader(file))
     assert lines[0] == table["headers"] and len(lines) == 2
     cv2.imwrite(str(tmp_path / "big.png"), np.zeros((400, 400, 3), np.uint8))
-    assert "no face found" in app.read(str(tmp_path / "big.png"), path, "fer7", detector="haar", model=None)[1]
+    assert "OpenCV" not in text
+    said = app.read(str(tmp_path / "big.png"), path, "fer7", detector="haar", model=None)[1]
+    assert said.startswith("<p>no face found</p>") and "<small>faces found by OpenCV's Haar cascade" in said
     (tmp_path / "text.jpg").write_text("no picture", encoding="utf-8")
     why = "<p>not an image – JPEG, PNG, WebP, BMP, TIFF and GIF can be read</p>"
     assert app.read(str(tmp_path / "text.jpg"), path, "fer7", detector="haar", model=None) == (None, why, None, None)
@@ -77,6 +81,32 @@ def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, ca
         monkeypatch.setenv(name, "")  # put back afterwards
     assert app.main(["--no-browser"]) == 2
     assert capsys.readouterr().err == "app.py: gradio is missing – run: make app, or pip install -r requirements-app.txt\n"
+
+
+def page_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, str]) -> Any:
+    """A page without gradio, over the given networks; returns what stands for gradio."""
+    gradio = MagicMock()
+    gradio.Error = type("Error", (Exception,), {"__init__": lambda self, said, print_exception: None})
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setattr(app, "networks", lambda: found)
+    app.build_page(detector="haar", model=None)
+    return gradio
+
+
+def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no network here – fetch weights/lightcnn.onnx, or train one and run: make export"):
+        page_with(monkeypatch, {})
+
+
+def test_a_network_that_went_away_is_said_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gradio = page_with(monkeypatch, app.networks())
+    (choose,) = {
+        call.args[0]
+        for call in gradio.Dropdown().change.call_args_list
+        if len(call.args) == 3 and call.args[2] is gradio.Dropdown()
+    }
+    with pytest.raises(gradio.Error):
+        choose(str(tmp_path / "gone.onnx"))
 
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

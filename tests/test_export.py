@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,25 @@ def test_the_difference_is_measured(trained: Path, exported: Path) -> None:
     with torch.no_grad():
         checkpoint.model.classifier.bias[2] += 0.5
     assert export.largest_difference(checkpoint, exported, images) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_later_output_that_is_no_number_counts(trained: Path, exported: Path) -> None:
+    checkpoint = load_checkpoint(trained / "best.pth")
+    assert checkpoint.model.regressor is not None
+    with torch.no_grad():
+        checkpoint.model.regressor.bias[0] = math.nan  # `affect` comes after `logits`
+    assert math.isnan(export.largest_difference(checkpoint, exported, torch.randn(4, 1, 24, 24)))
+
+
+@pytest.mark.parametrize(("flag", "name"), [(None, "best.onnx"), ("--half", "best_half.onnx"), ("--int8", "best_int8.onnx")])
+def test_names_of_files_beside_the_checkpoint(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, name: str
+) -> None:
+    written = []
+    monkeypatch.setattr(export, "export", lambda checkpoint, source, out, **_: written.append(out) or ["done"])
+    monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_size=1, st_mode=0o100644))
+    assert export.main([str(trained / "best.pth"), *([flag] if flag else [])]) == 0
+    assert written == [trained / name]
 
 
 def test_what_cannot_be_exported(

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tqdm
 from PIL import Image
 
 import answers
@@ -111,7 +112,10 @@ def answer_json(capsys: pytest.CaptureFixture[str], *argv: str | Path, status: i
 
 def test_text_of_a_crop(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = pictures / "small.png"
-    assert predict.main([str(path), "--model", checkpoint]) == 0
+    assert predict.main([str(path), str(path), "--model", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"predict.py: faces are found by {answers.DETECTOR_NAMES['haar']}\n"  # once
+    assert predict.main([str(path), "--model", checkpoint, "--detector", "haar"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.splitlines() == [
@@ -143,7 +147,8 @@ def test_json_of_two_faces(
 ) -> None:
     path = pictures / "big.png"
     document = answer_json(capsys, path, "--model", checkpoint)
-    assert list(document) == ["path", "detected", "faces", "error"]
+    assert list(document) == ["path", "detected", "detector", "faces", "error"]
+    assert document["detector"] == "haar"
     assert document["path"] == str(path)
     assert document["detected"] is True
     assert document["error"] is None
@@ -163,13 +168,13 @@ def test_no_face_in_a_big_picture_gives_no_label(
     checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = pictures / "big.png"
-    assert predict.main([str(path), "--model", checkpoint]) == 0
+    assert predict.main([str(path), "--model", checkpoint, "--detector", "haar"]) == 0
     captured = capsys.readouterr()
     said = "no face found, by OpenCV's Haar cascade – make detector fetches YuNet, which finds more"
     assert captured.out == f"{path}: {said} (a picture that is a face already: --detector none)\n"
     assert captured.err == ""
     document = answer_json(capsys, path, "--model", checkpoint)
-    assert document == {"path": str(path), "detected": False, "faces": [], "error": None}
+    assert document == {"path": str(path), "detected": False, "detector": "haar", "faces": [], "error": None}
 
 
 def test_a_crop_in_json_is_not_detected(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +191,7 @@ def test_detector_none_takes_every_picture_whole(
     assert predict.main(argv) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{pictures / 'big.png'}: happy 60% (taken whole)"
     document = answer_json(capsys, *argv)
-    assert document["detected"] is False
+    assert document["detected"] is False and document["detector"] == "none"
     assert [face["box"] for face in document["faces"]] == [[0, 0, 400, 300]]
 
 
@@ -212,12 +217,12 @@ def test_a_file_that_cannot_be_read(
     assert captured.out == ""
     assert captured.err == f"{path}: {error}" + (f" – {hint}\n" if hint else "\n")
     document = answer_json(capsys, path, "--model", checkpoint, status=1)
-    assert document == {"path": path, "detected": False, "faces": [], "error": error}
+    assert document == {"path": path, "detected": False, "detector": "haar", "faces": [], "error": error}
 
 
 def test_the_other_files_are_still_answered(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(pictures / name) for name in ("small.png", "text.jpg", "folder.jpg", "big.png", "small.png")]
-    assert predict.main([*paths, "--model", checkpoint]) == 1
+    assert predict.main([*paths, "--model", checkpoint, "--detector", "haar"]) == 1
     captured = capsys.readouterr()
     heads = [line.split(": ")[0] for line in captured.out.splitlines() if not line.startswith("  ")]
     assert heads == [paths[0], paths[3], paths[4]]
@@ -336,13 +341,19 @@ def test_model_files_that_cannot_be_used(tmp_path: Path, pictures: Path, capsys:
             assert captured.err.count("\n") == 1
 
 
-def test_shipped_networks_by_name(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_networks_by_name(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert next(iter(predict.shipped())) == predict.DEFAULT_MODEL
     for name, path in predict.shipped().items():
         assert predict.network_file(name) == path
         assert answer_json(capsys, pictures / "small.png", "--model", name) == answer_json(
             capsys, pictures / "small.png", "--model", path
         )
+    (tmp_path / "lightcnn").mkdir()  # a run of that name is ./lightcnn
+    monkeypatch.chdir(tmp_path)
+    assert predict.network_file("lightcnn") == predict.shipped()["lightcnn"]
+    assert predict.network_file("./lightcnn") == Path("lightcnn/best.pth")
     for name in ("fernot", "elsewhere/lightcnn"):  # the second is a path of no file, not a name
         assert predict.main([str(pictures / "small.png"), "--model", name]) == 2
         said = capsys.readouterr().err
@@ -409,7 +420,7 @@ def test_odd_paths_through_the_real_command_line(checkpoint: str, tmp_path: Path
         write_picture(folder / name, 20, 20)
     broken = "вот text.jpg"
     (folder / broken).write_text("no picture", encoding="utf-8")
-    command = [sys.executable, str(ROOT / "predict.py"), "--model", checkpoint, "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "predict.py"), "--model", checkpoint, "--device", "cpu", "--detector", "haar"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     for form in (["--json"], []):
         run = subprocess.run(
@@ -447,7 +458,7 @@ def test_every_fixture(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> N
         assert document["path"] == str(path) and document["error"] is None
         assert document["detected"] is (count > 0)
         assert [face["label"] for face in document["faces"]] == ["happy"] * count
-    assert predict.main([*map(str, paths), "--model", checkpoint]) == 0
+    assert predict.main([*map(str, paths), "--model", checkpoint, "--detector", "haar"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count(": no face found") == len(paths) - len(FACES)
@@ -558,11 +569,58 @@ def test_boxes_that_are_nowhere(checkpoint: str, box: tuple[int, int, int, int])
     assert predictor.predict_emotion_from_frame(np.zeros((60, 90, 3), np.uint8), (-5, 50, 30, 30))[0] == "happy"
 
 
-def test_frames_that_are_none(checkpoint: str) -> None:
+@pytest.mark.parametrize("shape", [(60, 90), (60, 90, 4), (0, 90, 3), (60, 0, 3), None, "float"])
+def test_images_that_are_none(checkpoint: str, shape: Any) -> None:
     predictor = predict.EmotionPredictor(checkpoint, device="cpu")
-    for frame in (np.zeros((60, 90), np.uint8), np.zeros((60, 90, 3)), np.zeros((60, 90, 4), np.uint8)):
-        with pytest.raises(ValueError, match="a frame is BGR"):
-            predictor.predict_emotion_from_frame(frame, (0, 0, 10, 10))
+    image: Any = None if shape is None else np.zeros((60, 90, 3)) if shape == "float" else np.zeros(shape, np.uint8)
+    for ask in (
+        lambda: predictor.predict_emotion_from_frame(image, box=(0, 0, 10, 10)),
+        lambda: predictor.predict(image),
+        lambda: predictor.predict_batch([image]),
+    ):
+        with pytest.raises(ValueError, match="a picture is"):
+            ask()
+
+
+def test_colours_may_be_bgr(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    colour = Preprocess(16, 3, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    net = models.build_model("resnet18", classes=7, affect=False, preprocess=colour)
+    description = models.describe("resnet18", labels=FER7, preprocess=colour, affect=False)
+    models.save_checkpoint(tmp_path / "a.pth", description | {"state_dict": net.state_dict()})
+    predictor = predict.EmotionPredictor(tmp_path / "a.pth", device="cpu", detector="none")
+    image = np.random.default_rng(3).integers(0, 256, (20, 20, 3), dtype=np.uint8) // (4, 1, 1)
+    image = image.astype(np.uint8)
+    frame = image[:, :, ::-1]
+    assert predictor.predict(frame, order="bgr") == predictor.predict(image) != predictor.predict(frame)
+    assert predictor.predict_batch([frame], order="bgr") == predictor.predict_batch([image], order="rgb")
+    with pytest.raises(ValueError, match="order is rgb or bgr, not 'RGB'"):
+        predictor.predict(image, order="RGB")
+
+
+def test_names_that_the_constructor_does_not_know(checkpoint: str) -> None:
+    with pytest.raises(models.ModelError, match="fer9 is no label set .*fer7"):
+        predict.EmotionPredictor(checkpoint, label_set="fer9")
+    with pytest.raises(faces.DetectorError, match="dlib is no detector .*auto, yunet, haar, none"):
+        predict.EmotionPredictor(checkpoint, detector="dlib")
+
+
+def test_the_two_phase_documents_function(checkpoint: str, pictures: Path) -> None:
+    plain = predict.predict_single_image(pictures / "small.png", checkpoint)
+    predictor = predict.EmotionPredictor(checkpoint)
+    assert plain == predict.predict_single_image(pictures / "small.png", predictor) and plain[0] == "happy"
+    folders = ["Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"]  # another order than the network's
+    label, shares = predict.predict_single_image(pictures / "small.png", predictor, transform=None, class_names=folders)
+    assert label == "Happy" and list(shares) == folders
+    assert list(shares.values()) == pytest.approx([0.07, 0.01, 0.03, 0.6, 0.06, 0.1, 0.13], abs=1e-6)
+    own = ["Wut", "Ekel", "Angst", "Freude", "Trauer", "Staunen", "nichts"]
+    label, shares = predict.predict_single_image(pictures / "small.png", predictor, class_names=own)
+    assert label == "Freude" and shares == pytest.approx(dict(zip(own, PROBABILITIES.values(), strict=True)), abs=1e-6)
+    for names in (own[:6], [*own, "mehr"], ["gleich"] * 7, ["contempt", *folders[1:]], ["angry", *folders[:6]]):
+        with pytest.raises(ValueError, match="are not names for angry, disgust"):
+            predict.predict_single_image(pictures / "small.png", predictor, class_names=names)
+    with pytest.raises(ValueError, match="brings its own preprocessing"):
+        predict.predict_single_image(pictures / "small.png", predictor, transform=str)  # type: ignore[arg-type]
 
 
 # --- many pictures ------------------------------------------------------------------------------------------------------
@@ -667,8 +725,8 @@ def test_an_interrupted_table_is_gone_on_with(
         assert predict.main([*flags, str(cut), "--resume"]) == 2
         assert "begun with other pictures" in capsys.readouterr().err
     late.unlink()
-    broken_is_left = stop < 3  # the third of six pictures, in batches of two
-    assert predict.main([*flags, str(cut), "--resume"]) == int(broken_is_left)
+    assert predict.main([*flags, str(cut), "--resume"]) == 1  # of the broken one, whenever it was read
+    assert "6 pictures, " in (said := capsys.readouterr().out) and ", 1 that could not be read" in said
     if form == "csv":
         assert cut.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     else:
@@ -712,6 +770,10 @@ def test_what_tables_refuse(checkpoint: str, album: Path, tmp_path: Path, capsys
         (["--parquet", "a.csv"], "must end in .parquet"),
         (["--csv", "a.parquet"], "for Parquet give --parquet"),
         (["--csv", "a.csv", "--json"], "not allowed with"),
+        (["--csv", "."], "is a folder"),
+        (["--csv", ""], "is a folder"),
+        (["--csv", str(album)], "is a folder"),
+        (["-b.jpg"], "a name that begins with - is given as ./-b.jpg"),
     ):
         with pytest.raises(SystemExit) as left:
             predict.main([str(album), "--model", checkpoint, *words])
@@ -838,3 +900,143 @@ def test_devices_of_onnx_files(pictures: Path, capsys: pytest.CaptureFixture[str
     for device, said in (("mps", "runs on cpu or cuda"), ("cuda:x", "runs on cpu or cuda"), ("cuda", "not available here")):
         assert predict.main([str(pictures / "small.png"), "--device", device]) == 2
         assert said in capsys.readouterr().err
+
+
+# --- tables that are there already --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_is_never_written_over(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    table = tmp_path / f"a.{form}"
+    flags = [str(pictures / "small.png"), "--model", checkpoint, f"--{form}", str(table)]
+    table.touch()  # nothing is lost
+    assert predict.main(flags) == 0
+    before = table.read_bytes()
+    assert predict.main([*flags, "--resume"]) == 0
+    assert capsys.readouterr().out.endswith("is complete already: nothing was read\n")
+    for more, said in (
+        ([], f"predict.py: {table} is there already – remove it, or give another name\n"),
+        (["--resume", "--label_set", "fer4"], f"predict.py: {table} has not the columns of this call – remove it"),
+    ):
+        assert predict.main([*flags, *more]) == 2
+        assert capsys.readouterr().err.startswith(said) and table.read_bytes() == before
+    table.write_bytes(b"something else \xff\n")
+    assert predict.main([*flags, "--resume"]) == 2 and "has not the columns" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [table.name]
+
+
+@pytest.mark.parametrize(
+    ("note", "content", "said"),
+    [
+        (b"", b"a", "is damaged"),
+        (b"[]", b"a", "is damaged"),
+        (b'{"done": 1}', b"a", "is damaged"),
+        (b"\xff{", b"a", "is damaged"),
+        (None, b"a", "is shorter than it was"),
+        (None, None, "is shorter than it was"),
+    ],
+)
+def test_damaged_notes_and_tables(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], note: bytes | None, content: bytes | None, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(answers.Table, "close", lambda table: interrupt())
+    table = tmp_path / "a.csv"
+    flags = [str(pictures / "small.png"), "--model", checkpoint, "--csv", str(table)]
+    assert predict.main(flags) == 130
+    if note is not None:
+        (tmp_path / "a.csv.progress").write_bytes(note)
+    table.unlink()
+    if content is not None:
+        table.write_bytes(content)
+    capsys.readouterr()
+    assert predict.main([*flags, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.endswith(f" – remove {table} and {table}.progress\n") and error.count("\n") == 1
+    assert table.read_bytes() == content if content is not None else not table.exists()
+
+
+# --- odd names and sizes ------------------------------------------------------------------------------------------------
+
+
+def test_names_that_no_file_system_takes(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["nul\0.png", "nul\0*.png", "nul\0/[a].png", "n" * 300 + ".png", str(pictures / "small.png")]
+    documents = answer_json(capsys, *names, "--model", checkpoint, status=1)
+    assert [document["error"] for document in documents] == ["unreadable"] * 4 + [None]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names)))
+    assert predict.main(["-", "--model", checkpoint, "--csv", str(tmp_path / "a.csv")]) == 1
+    assert [row["error"] for row in read_csv(tmp_path / "a.csv")] == ["unreadable"] * 4 + [""]
+
+
+def test_a_folder_that_may_not_be_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(faces.os, "open", refuse)
+    assert faces.image_fault(tmp_path) == "not a file"
+    monkeypatch.setattr(faces.os, "access", lambda *_: False)
+    assert faces.image_fault(tmp_path) == "unreadable"
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_pictures_that_are_too_wide_for_jpeg(tmp_path: Path) -> None:
+    for shape, expected in (
+        ((4, 65_501, 3), (3, 65_500, 3)),
+        ((131_000, 2, 3), (65_500, 1, 3)),
+        ((1, 70_000, 3), (1, 65_500, 3)),
+    ):
+        answers.write_jpeg(tmp_path, "a.jpg", np.full(shape, 90, np.uint8))
+        assert read_image(tmp_path / "a.jpg").shape == expected
+
+
+def test_what_cannot_be_written_is_said(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for flag, target in (("--save", tmp_path / "file"), ("--csv", tmp_path / "file" / "a.csv")):
+        assert (
+            predict.main([str(pictures / "small.png"), "--model", checkpoint, "--detector", "haar", flag, str(target)]) == 2
+        )
+        error = capsys.readouterr().err
+        assert error.startswith(f"predict.py: {tmp_path / 'file'}") and error.count("\n") == 1
+        assert "cannot be written or read (" in error and error.endswith(" – give another --save, --csv or --parquet\n")
+        assert "Errno" not in error
+
+
+def test_a_detector_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FER_DETECTOR", str(tmp_path / "none.onnx"))
+    with pytest.raises(faces.DetectorError, match="none.onnx, which FER_DETECTOR names, not found"):
+        faces.YuNet(str(tmp_path / "none.onnx"))
+    with pytest.raises(faces.DetectorError, match="other.onnx not found – run: make detector"):
+        faces.YuNet(str(tmp_path / "other.onnx"))
+
+
+def test_the_bar_is_shown_where_answers_do_not_appear(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[dict[str, Any]] = []
+
+    class Bar(tqdm.tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            bars.append(options)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    flags = [str(pictures / "small.png"), str(pictures / "big.png"), "--model", checkpoint]
+    for terminal, form, disable in (
+        (True, [], True), (True, ["--jsonl"], True), (True, ["--json"], None), (False, [], None), (False, ["--jsonl"], None),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        predict.main([*flags, *form])
+        assert bars.pop()["disable"] is disable
+    monkeypatch.setattr(predict, "BATCH_PICTURES", 1)
+    real = answers.Table.write
+    monkeypatch.setattr(answers.Table, "write", lambda table, part: real(table, part) if table.done < 1 else interrupt())
+    assert predict.main([*flags, "--csv", str(tmp_path / "a.csv")]) == 130
+    monkeypatch.setattr(answers.Table, "write", real)
+    assert predict.main([*flags, "--csv", str(tmp_path / "a.csv"), "--resume"]) == 0
+    assert [(bar["disable"], bar["initial"]) for bar in bars] == [(None, 0), (None, 1)]

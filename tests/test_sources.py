@@ -1,11 +1,14 @@
 """Which pictures are meant: order, patterns, lists, addresses with their limits, shards."""
 
 import http.server
+import itertools
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,10 +45,54 @@ def test_the_folder_that_is_written_into_is_not_walked(folder: Path) -> None:
 
 
 def test_patterns(folder: Path) -> None:
-    assert names(folder, "*.png") == ["10.png", "[1].png", "folder.png"]
+    assert names(folder, "*.png") == ["10.png", "[1].png"]  # and folder.png, in which there is nothing
     assert names(folder, "**/*.bmp") == ["x/y/3.bmp"]
+    assert names(folder, "[xz]") == names(folder, "x*", "z/readme.m")[:3] == ["x/1.gif", "x/2.PNG", "x/y/3.bmp"]
+    assert names(folder, "**") == names(folder, ".")  # each once
     assert names(folder, "[1].png") == ["[1].png"]  # a file of that name is no pattern
     assert names(folder, "*.tiff") == ["*.tiff"]
+
+
+def test_patterns_find_nothing_that_was_written(folder: Path) -> None:
+    def found(pattern: str) -> list[str]:
+        return [Path(name).name for name in sources.expand([str(folder / pattern)], leave_out=folder / "x")]
+
+    assert found("*") == ["10.png", "9.jpg", "[1].png"]
+    assert found("**/*.[bg]*") == [(folder / "**/*.[bg]*").name]  # nothing else is there
+    assert found("x/*.gif") == ["1.gif"]  # is meant
+
+
+def test_videos_are_found_as_pictures_are(folder: Path) -> None:
+    for name in ("a.mp4", "x/b.MOV"):
+        (folder / name).touch()
+    (folder / "c.mp4").mkdir()
+    (folder / "c.mp4" / "in.png").touch()
+    assert names(folder, ".")[3:6] == ["a.mp4", "c.mp4/in.png", "x/1.gif"] and "x/b.MOV" in names(folder, "x")
+    assert names(folder, "*.mp4") == ["a.mp4", "c.mp4/in.png"]
+    found = enumerate(["1.png", str(folder / "a.mp4"), str(folder / "c.mp4"), "http://host/a.MP4?b=1.png", "2.png"])
+    videos: list[tuple[int, str]] = []
+    assert [number for number, _ in sources.without_videos(found, videos)] == [0, 2, 4]
+    assert [number for number, _ in videos] == [1, 3]
+    endless = sources.without_videos(((number, "a.png") for number in itertools.count()), [])
+    assert next(endless) == (0, "a.png")  # one at a time
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a\0*", "a\0/*.png", "*" * 300, "a\0.mp4"])
+def test_names_that_no_file_system_takes_are_passed_on(name: str) -> None:
+    assert list(sources.expand([name])) == [name]
+    assert sources.is_video(name) is name.endswith(".mp4")
+
+
+def test_a_folder_that_may_not_be_opened_stands_for_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "y":
+            raise PermissionError
+        return real(path)
+
+    monkeypatch.setattr(sources.os, "scandir", scandir)
+    assert names(folder, "x") == ["x/1.gif", "x/2.PNG", "x/y"]
 
 
 def test_lists_on_standard_input(folder: Path) -> None:
@@ -82,7 +129,11 @@ def test_shards_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert sources.shard_of(None) == (2, 4) and sources.shard_of("1/1") == (0, 1)
-    monkeypatch.setenv("RANK", "nonsense")
+    for rank in ("nonsense", "4", "-1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(sources.SourceError, match=f"RANK={rank} is no part of WORLD_SIZE=4"):
+            sources.shard_of(None)
+    monkeypatch.delenv("WORLD_SIZE")  # a RANK of something else
     assert sources.shard_of(None) == (0, 1)
 
 
@@ -102,6 +153,9 @@ def server() -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            for _ in range(20 if self.path == "/slow_headers" else 0):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n" if _ == 0 else b"A: b\r\n")
+                time.sleep(0.1)
             content = contents.get(self.path)
             self.send_response(200 if content is not None else 404)
             self.end_headers()
@@ -137,6 +191,20 @@ def test_addresses(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sources.read("http://127.0.0.1:9/a.png")
     with pytest.raises(ImageError, match="cannot be fetched"):
         sources.read("http://no space/a.png")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        sources.read("http://[no/a.png")
+    begin = time.monotonic()
+    with pytest.raises(ImageError, match="cannot be fetched within 0.2 seconds"):
+        sources.read(f"{server}/slow_headers")
+    assert time.monotonic() - begin < 1.5
+
+
+def test_schemes(server: str) -> None:
+    assert np.array_equal(sources.read(server.replace("http", "HTTP") + "/a.png"), PICTURE)
+    for address in ("ftp://host/a.png", "file:///etc/a.png", "S3://host/[a].png"):
+        assert list(sources.expand([address])) == [address]
+        with pytest.raises(ImageError, match="^only http and https addresses can be read$"):
+            sources.read(address)
 
 
 def test_google_drive_is_gdowns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +212,31 @@ def test_google_drive_is_gdowns(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="pip install gdown"):
         sources.read("https://drive.google.com/file/d/1/view")
 
+    named = []
+
     class Gdown:
         @staticmethod
-        def download(address: str, target: str, **_: object) -> None:
-            assert address.endswith("/view")
-            Path(target).write_bytes(cv2.imencode(".png", PICTURE[:, :, ::-1])[1].tobytes())
+        def download(  # gdown 6.5.1; up to 5 there was also `fuzzy`
+            url: str | None = None, output: str | None = None, quiet: bool = False, proxy: str | None = None,
+            speed: float | None = None, use_cookies: bool = True, verify: bool | str = True, id: str | None = None,
+            resume: bool = False, format: str | None = None, user_agent: str | None = None,
+            log_messages: dict[str, str] | None = None, progress: object = None, skip_download: bool = False,
+            cookies_file: str | None = None, hasher: object = None, timeout: float | None = None, retries: int = 0,
+            cancel: object = None,
+        ) -> None:  # fmt: skip
+            assert url is None and quiet and output is not None
+            named.append(id)
+            Path(output).write_bytes(cv2.imencode(".png", PICTURE[:, :, ::-1])[1].tobytes())
 
     monkeypatch.setitem(sys.modules, "gdown", Gdown)
-    assert np.array_equal(sources.read("https://drive.google.com/file/d/1/view"), PICTURE)
+    for address in (
+        "https://drive.google.com/file/d/1a-B_c/view?usp=sharing",
+        "https://drive.google.com/uc?export=download&id=1a-B_c",
+        "HTTPS://drive.usercontent.google.com/download?id=1a-B_c&confirm=t",
+    ):
+        assert np.array_equal(sources.read(address), PICTURE)
+    assert named == ["1a-B_c"] * 3
+    with pytest.raises(ImageError, match="names no file of Google Drive"):
+        sources.read("https://drive.google.com/drive/folders/1a")
+    with pytest.raises(ImageError, match="cannot be fetched"):  # not Drive's own host
+        sources.read("http://127.0.0.1:9/drive.google.com/d/1")

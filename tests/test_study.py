@@ -53,6 +53,23 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 # Runs, and groups of them
 
 
+def test_what_was_typed_names_resumptions() -> None:
+    values = made_up("a")
+    values["run"] |= {
+        "resumed": ["python train.py --resume runs/a/last.pth"],
+        "scored": "python evaluate.py runs/a --tta flip",
+    }
+    assert study.Run("a", values).commands == [
+        "python train.py --exp a", "python train.py --resume runs/a/last.pth", "python evaluate.py runs/a --tta flip",
+    ]  # fmt: skip
+
+
+def test_what_differs_from_its_recipe_where_its_name_is_none() -> None:
+    args = {"recipe": "resnet18_gray", "epochs": 40, "dropout": 0.0}
+    (group,) = groups_of(four_class_longer={"args": args})
+    assert group.system == "resnet18_gray, here with --epochs 40"
+
+
 @pytest.mark.parametrize(
     ("name", "group"),
     [

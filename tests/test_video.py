@@ -1,10 +1,12 @@
 """Videos: who is who from frame to frame, smoothing, timelines, the files that are written, cameras without a screen."""
 
 import csv
+import io
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -211,13 +213,46 @@ def test_a_video_without_a_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) ->
         video.follow(str(clip), find_squares, save=None)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no video"])
-def test_files_that_are_no_videos(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, ": missing"),
+        (b"", ": no video"),
+        (b"no video", ": no video"),
+        (b"\0\0\0\x18ftypmp42" + bytes(2000), ": no video"),
+    ],
+)
+def test_files_that_are_no_videos(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
     path = tmp_path / "a.mp4"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SourceError, match="missing, or no video"):
+    with pytest.raises(SourceError, match=said):
         video.follow(str(path), find_squares, save=None)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["nul\0.mp4", "n" * 300 + ".mp4", "https://host/a.mp4?b", os.fsdecode(b"latin1 \xe9.mp4")])
+def test_names_of_no_video(tmp_path: Path, name: str) -> None:
+    if "latin1" in name:
+        try:
+            (tmp_path / name).write_bytes(b"1")
+        except OSError:
+            pytest.skip("this file system knows UTF-8 alone")
+        name = str(tmp_path / name)
+    expected = {"n": "missing", "h": "download it first"}.get(name[0], "rename it")
+    with pytest.raises(SourceError, match=expected):
+        video.follow(name, find_squares, save=None)
+
+
+def test_a_video_that_cannot_be_written(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two squares_annotated.partial.mp4").mkdir()  # stands for a folder that may not be written into
+    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    assert predict.main([str(clip), "--save", str(tmp_path)]) == 2
+    assert "two squares_annotated.partial.mp4 cannot be written or read (" in capsys.readouterr().err
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------
@@ -234,12 +269,39 @@ def test_videos_through_predict(
     document = json.loads(capsys.readouterr().out)
     assert [track["labels"] for track in document["tracks"]] == [{"happy": 1.0}, {"sad": 1.0}, {"sad": 1.0}]
     assert predict.main([str(tmp_path / "none.mp4")]) == 1
-    assert "missing, or no video" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{tmp_path / 'none.mp4'}: missing – is the path right?\n"
     assert predict.main([str(tmp_path / "none.mp4"), "--jsonl"]) == 1
     assert "missing" in json.loads(capsys.readouterr().out)["error"]
     with pytest.raises(SystemExit):
         predict.main([str(clip), "--csv", "a.csv"])
     assert "written by --save DIR" in capsys.readouterr().err
+
+
+def test_videos_among_pictures(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    for name in ("a.mp4", "in/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(clip, tmp_path / name)
+    cv2.imencode(".png", np.zeros((30, 30, 3), np.uint8))[1].tofile(tmp_path / "c.png")
+    names = [str(tmp_path / name) for name in ("c.png", "a.mp4", "in/b.mp4")]
+    forms: list[list[str]] = [[str(tmp_path)], [str(tmp_path / "*")], ["-"]]
+    for form in forms:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names)))
+        assert predict.main([*form, "--json"]) == 0
+        documents = json.loads(capsys.readouterr().out)  # one document
+        assert [document["path"] for document in documents] == names
+        assert ["tracks" in document for document in documents] == [False, True, True]
+    parts = []
+    for part in ("1/2", "2/2"):
+        assert predict.main([str(tmp_path), "--jsonl", "--shard", part]) == 0
+        parts.append([json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()])
+    assert parts == [[names[2], names[1]], [names[0]]] or parts == [[names[1], names[2]], [names[0]]]
+    assert predict.main([str(tmp_path), "--csv", str(tmp_path / "out.csv")]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"predict.py: 2 videos were passed over, first {names[1]} – ") and error.count("\n") == 1
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8").count("c.png") == 1
 
 
 def test_a_camera_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
