@@ -16,7 +16,7 @@ STUDY ?= E0 E1 E2 E2b E3 E4 E5 E6
 SEEDS ?= 40 41 42
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict app detector export report test lint gpu tensorboard bench bench-photos clean
+.PHONY: help install install-dev demo metadata train eval study ensemble student two-phase predict app detector export report test lint gpu tensorboard bench bench-photos bench-predict clean
 .PRECIOUS: runs/%/best.pth
 .DELETE_ON_ERROR:
 
@@ -181,6 +181,9 @@ gpu: $(READY) ## which device training would use, and why
 
 bench-photos: $(READY) | metadata_val.parquet ## accuracy on faces that have to be found in scenes
 	$(PYTHON) tests/bench_photos.py $(ARGS)
+
+bench-predict: $(READY) ## how soon predict.py answers, faces a second, memory
+	$(PYTHON) tests/bench_predict.py $(ARGS)
 
 tensorboard: $(READY) ## curves of all runs in the browser
 	$(PYTHON) -m tensorboard.main --logdir runs $(ARGS)

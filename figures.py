@@ -357,5 +357,6 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
             axis.grid(alpha=0.3)
             if len(panel) > 1:
                 axis.legend(fontsize=10)
+        figure.align_ylabels(axes)
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
