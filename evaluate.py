@@ -485,11 +485,11 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
         shared = {
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
-        members = [
+        trained = [
             {"name": run.name, "command": record["command"], "epoch": epoch, "epochs": len(history_lines(run))}
             for run, record, epoch in zip(folders, records, epochs, strict=True)
         ]
-        record = records[0] | {"command": scored, "args": shared, "members": members}
+        record = records[0] | {"command": scored, "args": shared, "members": trained}
         record.pop("resumed", None)
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))

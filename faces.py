@@ -226,7 +226,7 @@ class YuNet:
     def __init__(self, model: str | os.PathLike[str]) -> None:
         if not os.path.isfile(model):  # noqa: PTH113
             if str(model) == os.environ.get("FER_DETECTOR"):
-                raise DetectorError(f"{model}, which FER_DETECTOR names, not found – unset it, or give --detector haar")
+                raise DetectorError(f"{model} not found, which FER_DETECTOR names – unset it, or give --detector haar")
             raise DetectorError(f"{model} not found – run: make detector, or give --detector haar")
         try:
             self.network = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold=YUNET_SCORE)

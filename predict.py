@@ -96,9 +96,9 @@ class EmotionPredictor:
 
     model: a shipped network's name, an ONNX file of export.py, a checkpoint (.pth), which needs torch, or the folder of a
     run. label_set: the classes to answer in, where the network has a head for them or they can be summed from its own;
-    default: the network's own. `use_gpu_if_available`
-    False is device "cpu", in the four-class document's words. detector, detector_model: see `faces.make_detector`; the name
-    of the one that is used stands in `detector`. Raises onnx_network.ModelError or faces.DetectorError.
+    default: the network's own. `use_gpu_if_available` False is device "cpu", in the four-class document's words. detector,
+    detector_model: see `faces.make_detector`; the name of the one that is used stands in `detector`. Raises
+    onnx_network.ModelError or faces.DetectorError.
     """
 
     def __init__(
@@ -460,13 +460,12 @@ def write(
             more = "their timelines are written by --save DIR, without a table"
             print(f"predict.py: {len(videos)} videos were passed over, first {videos[0][1]} – {more}", file=sys.stderr)
         return 1 if table.failed else 0
+    alone = sources.shard_of(args.shard)[1] == 1
     stems = Counter(Path(name).stem for _, name in videos)
     for number, name in videos:
-        stem = Path(name).stem
-        own = (
-            stems[stem] == 1 and sources.shard_of(args.shard)[1] == 1
-        )  # what --save writes of two videos must not have one name
-        say(*read_video(predictor, name, save=args.save, save_as=stem if own else f"{number:06d}_{stem}"))
+        stem = Path(name).stem  # what is saved of two videos, here or in another shard, must not have one name
+        save_as = stem if alone and stems[stem] == 1 else f"{number:06d}_{stem}"
+        say(*read_video(predictor, name, save=args.save, save_as=save_as))
     if args.json:
         # Escaped letters, so that every path survives every console.
         print(json.dumps(documents if len(documents) != 1 else documents[0], indent=2, allow_nan=False))

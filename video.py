@@ -23,6 +23,9 @@ from answers import FacePrediction, annotate
 from faces import Face
 from sources import SourceError, is_address
 
+# FFmpeg reads it with the first video; what is wrong with one is said by SourceError.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 SMOOTHING_S = 0.5  # after which a new expression counts for 63%
 OVERLAP_MIN = 0.2  # of the boxes of one person in two frames
 PATIENCE_S = 1.0  # for which a person may be out of sight
@@ -114,7 +117,6 @@ def opened(source: str | int) -> Iterator[Any]:
             raise SourceError(f"{source}: missing – is the path right?")
         if source.encode("utf-8", "ignore").decode() != source:  # OpenCV would end the program
             raise SourceError(f"{source!a}: OpenCV opens no video whose name is not UTF-8 – rename it")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said below
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():

@@ -166,8 +166,8 @@ def test_a_later_output_that_is_no_number_counts(trained: Path, exported: Path) 
 def test_names_of_files_beside_the_checkpoint(
     trained: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, name: str
 ) -> None:
-    written = []
-    monkeypatch.setattr(export, "export", lambda checkpoint, source, out, **_: written.append(out) or ["done"])
+    written: list[Path] = []
+    monkeypatch.setattr(export, "export", lambda checkpoint, source, out, **_: [str(written.append(out))])  # type: ignore[func-returns-value]
     monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_size=1, st_mode=0o100644))
     assert export.main([str(trained / "best.pth"), *([flag] if flag else [])]) == 0
     assert written == [trained / name]

@@ -77,7 +77,7 @@ def test_videos_are_found_as_pictures_are(folder: Path) -> None:
     assert next(endless) == (0, "a.png")  # one at a time
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a\0*", "a\0/*.png", "*" * 300, "a\0.mp4"])
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a\0*", "a\0/*.png", "a\0.mp4"])
 def test_names_that_no_file_system_takes_are_passed_on(name: str) -> None:
     assert list(sources.expand([name])) == [name]
     assert sources.is_video(name) is name.endswith(".mp4")
@@ -194,7 +194,7 @@ def test_addresses(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="cannot be fetched"):
         sources.read("http://[no/a.png")
     begin = time.monotonic()
-    with pytest.raises(ImageError, match="cannot be fetched within 0.2 seconds"):
+    with pytest.raises(ImageError, match=r"cannot be fetched within 0\.2 seconds"):
         sources.read(f"{server}/slow_headers")
     assert time.monotonic() - begin < 1.5
 
@@ -203,7 +203,7 @@ def test_schemes(server: str) -> None:
     assert np.array_equal(sources.read(server.replace("http", "HTTP") + "/a.png"), PICTURE)
     for address in ("ftp://host/a.png", "file:///etc/a.png", "S3://host/[a].png"):
         assert list(sources.expand([address])) == [address]
-        with pytest.raises(ImageError, match="^only http and https addresses can be read$"):
+        with pytest.raises(ImageError, match=r"^only http and https addresses can be read$"):
             sources.read(address)
 
 

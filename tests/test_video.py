@@ -192,6 +192,9 @@ def test_a_video_is_never_written_over_itself(clip: Path, tmp_path: Path, monkey
     assert predict.main([*videos, "--save", str(tmp_path / "both")]) == 0
     written = sorted(path.name for path in (tmp_path / "both").glob("*.mp4"))
     assert written == ["000000_clip_annotated.mp4", "000001_clip_annotated.mp4"]
+    for part in ("1/2", "2/2"):
+        assert predict.main([*videos, "--save", str(tmp_path / "parts"), "--shard", part]) == 0
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.mp4")) == written
 
 
 def test_a_video_without_a_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
