@@ -629,7 +629,8 @@ def main(argv: list[str] | None = None) -> int:
             seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
             more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        write_record(checkpoints, members, out, argv)
+        if own is not None or len(members) > 1 or checkpoints[0].suffix == ".onnx":
+            write_record(checkpoints, members, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -104,7 +104,7 @@ class Group:
         its name, else from its own, and how it was scored."""
         first = self.runs[0]
         other = differing(first.settings, RECIPES.get(self.name, RECIPES.get(first.settings.get("recipe", ""), {})))
-        more = "".join(f", here with --{key} {value}" for key, value in other.items())
+        more = f", here with {' '.join(f'--{key} {value}' for key, value in other.items())}" if other else ""
         more += scored_how([run.values for run in self.runs])
         if self.name in DOCUMENTED:
             return DOCUMENTED[self.name].system + more

@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,13 +164,13 @@ def test_a_later_output_that_is_no_number_counts(trained: Path, exported: Path) 
 
 @pytest.mark.parametrize(("flag", "name"), [(None, "best.onnx"), ("--half", "best_half.onnx"), ("--int8", "best_int8.onnx")])
 def test_names_of_files_beside_the_checkpoint(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, name: str
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, name: str
 ) -> None:
-    written: list[Path] = []
-    monkeypatch.setattr(export, "export", lambda checkpoint, source, out, **_: [str(written.append(out))])  # type: ignore[func-returns-value]
-    monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_size=1, st_mode=0o100644))
-    assert export.main([str(trained / "best.pth"), *([flag] if flag else [])]) == 0
-    assert written == [trained / name]
+    shutil.copy(trained / "best.pth", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "export", lambda checkpoint, source, out, **_: [f"{out.write_bytes(b'0')} byte"])
+    assert export.main([str(tmp_path / "best.pth"), *([flag] if flag else [])]) == 0
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {name}
 
 
 def test_what_cannot_be_exported(

@@ -348,7 +348,7 @@ def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
     assert written(tmp_path) == 0
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     said = cells_of(text, "[E2b]")[0]
-    assert said.endswith("(inverse root), here with --weight_mode effective, here with --batch_size 512")
+    assert said.endswith("(inverse root), here with --weight_mode effective --batch_size 512")
 
 
 def test_every_seed_has_its_own_adjustment_and_its_scoring_is_shown(tmp_path: Path) -> None:

@@ -642,7 +642,7 @@ def fernet_flags(data: Path, runs: Path, *more: str) -> list[str]:
 
 
 def test_votes_are_learnt_by_a_second_head_and_scored_by_its_label_set(voted: Path, tmp_path: Path) -> None:
-    assert train.main([*fernet_flags(voted, tmp_path), "--exp", "votes"]) == 0
+    assert train.main([*fernet_flags(voted, tmp_path), "--score_test", "--exp", "votes"]) == 0
     history = history_of(tmp_path / "votes")
     parts = history[0]
     assert parts["train_loss"] == pytest.approx(parts["train_loss_cls"] + parts["train_loss_votes"], rel=1e-4)
