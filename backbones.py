@@ -3,7 +3,7 @@
 Our own network, the imbalance-aware document's light CNN, torchvision's networks with other first layers and with attention.
 `models.MODELS` is the registry of them.
 
-    python -c "import backbones; print(backbones.FERNet(channels=1, width=48, attention='none', stochastic_depth=0.0))"
+    python -c "import backbones; print(backbones.LightCNN(channels=1, size_px=48, dropout=0.3))"
 """
 
 from collections.abc import Callable
@@ -80,6 +80,11 @@ ATTENTION: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+# A residual network's first layers: kernel, stride and whether a max-pool follows. A 48 px face comes to the first block at
+# 12, 24, 24 or 48 px.
+STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "pool": (3, 1, True), "stride1": (3, 1, False)}
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm around a shortcut (He et al. 2016), (N, width_in, H, W) → (N, width, H/stride, …).
 
@@ -112,21 +117,24 @@ class ResidualBlock(nn.Module):
 
 
 class FERNet(nn.Sequential):
-    """A residual network for 48 px grey faces: a stem of two 3×3 convolutions, the second with stride 2, then eight blocks
+    """A residual network for 48 px grey faces: a stem of two convolutions, a 3×3 one and a row of STEMS, then eight blocks
     at 1, 2, 4 and 8 times `width`, and the mean over places: 8·width features.
 
     The share of images whose block is left out rises from 0 to `stochastic_depth` from the first to the last block.
     """
 
-    def __init__(self, *, channels: int, width: int, attention: str, stochastic_depth: float) -> None:
+    def __init__(self, *, channels: int, width: int, stem: str, attention: str, stochastic_depth: float) -> None:
+        kernel, stride, pool = STEMS[stem]
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width // 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(width // 2, width, kernel, stride, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]
+        if pool:
+            layers.append(nn.MaxPool2d(3, 2, padding=1))
         width_in = width
         for block in range(8):
             out = width * 2 ** (block // 2)
@@ -140,14 +148,9 @@ class FERNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def fernet(preprocess: Preprocess, *, width: int, attention: str, stochastic_depth: float) -> tuple[nn.Module, int]:
+def fernet(preprocess: Preprocess, *, width: int, **options: Any) -> tuple[nn.Module, int]:
     """Our own network's backbone and its number of features."""
-    backbone = FERNet(channels=preprocess.channels, width=width, attention=attention, stochastic_depth=stochastic_depth)
-    return backbone, 8 * width
-
-
-# A ResNet's first layers: kernel, stride and whether a max-pool follows. At 48 px layer1 sees 12, 24, 24 or 48 px.
-STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "pool": (3, 1, True), "stride1": (3, 1, False)}
+    return FERNet(channels=preprocess.channels, width=width, **options), 8 * width
 
 
 def torchvision_backbone(name: str, classifier: str, **options: Any) -> tuple[Any, int]:

@@ -240,6 +240,15 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> n
     return np.stack([np.full(len(labels), np.nan, np.float32) if at is None else shares[at] for at in found])
 
 
+def shares_among(votes: Tensor, labels: LabelSet) -> Tensor:
+    """Shares of FER+'s eight classes (N, 8) as shares of `labels` (N, classes), by name; NaN in rows without votes."""
+    shares = votes.new_zeros(len(votes), len(labels))
+    for index, target in enumerate(remap(LABEL_SETS["ferplus8"], labels)):
+        if target is not None:
+            shares[:, target] += votes[:, index]
+    return shares / shares.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
+
+
 def row_keys(rows: Any) -> list[tuple[str, int]]:
     """What tells rows apart: the path of a picture file, or the index into the pixels of one."""
     return list(zip(rows["path"].fillna("").astype(str), rows["index"].fillna(-1).astype(int), strict=True))
@@ -250,7 +259,8 @@ class FERDataset(Dataset):
 
     image: float32 (C, H, W); y_cls: long, the index in `labels`; y_reg: float32 (2,) [valence, arousal] in [−1, 1], NaN
     where missing; soft: shares of classes, float32, NaN where missing: "votes" (8,) where the parquet has FER+ votes,
-    "teacher" (classes,) where another network's predictions are given (a predictions.parquet of these rows).
+    "teacher" (classes,) where `teacher` is given: another network's predictions.parquet of these rows, or "votes", which are
+    then shares among `labels`.
 
     `labels` defaults to the parquet's own set; rows whose label it lacks are left out (`left_out` counts them). Labels of
     ferplus8 are the majority of the votes where the parquet has votes. `augment` names a row of AUGMENTATIONS; None gives
@@ -293,7 +303,11 @@ class FERDataset(Dataset):
         self.soft: dict[str, Tensor] = {}
         if voted:
             self.soft["votes"] = torch.tensor(ferplus_distribution(rows[list(VOTES)].to_numpy()))
-        if teacher is not None:
+        if teacher == "votes":
+            if not voted:
+                raise MetadataError(f"{parquet} has no FER+ votes to learn from – index with --ferplus fer2013new.csv")
+            self.soft["teacher"] = shares_among(self.soft["votes"], self.labels)
+        elif teacher is not None:
             self.soft["teacher"] = torch.tensor(read_teacher(teacher, rows, self.labels))
         self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]
         self.pixels: np.ndarray | None = None

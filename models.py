@@ -179,7 +179,13 @@ MODELS = {
     "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, options={"dropout": 0.3}),
     # Mean and spread of FER2013's Training pixels.
     "fernet": ModelSpec(
-        fernet, 48, 1, (0.50774,), (0.25501,), 0.3, options={"width": 48, "attention": "none", "stochastic_depth": 0.0}
+        fernet,
+        48,
+        1,
+        (0.50774,),
+        (0.25501,),
+        0.3,
+        options={"width": 48, "stem": "stride2", "attention": "none", "stochastic_depth": 0.0},
     ),
     "resnet18": resnet_spec(18),
     "resnet34": resnet_spec(34),

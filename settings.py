@@ -66,7 +66,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
     flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
     flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
-    flag("stem", choices=sorted(STEMS), help="first layers of a ResNet (default: imagenet, 7×7 stride 2 and max-pool)")
+    flag("stem", choices=sorted(STEMS), help="first layers (default: stride2 for fernet, imagenet for ResNets)")
     flag("width", type=int, help="channels of fernet's first blocks")
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
     flag("init", metavar="CKPT", help="start from this checkpoint, not --weights: backbone, and head by label name")
@@ -91,6 +91,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("sampler", choices=sorted(SAMPLERS), help="balanced draws rows by 1/√frequency of their class")
     flag("ema", type=float, help="decay a step of a running mean of the weights, which is then scored and kept; 0 for none")
     flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
+    flag("cutmix", type=float, help="α of cutmix's, 0 for none; with --mixup a coin decides for every batch")
     flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
     flag("focal_gamma", type=float, help="γ of --loss focal")
     flag(
@@ -105,7 +106,10 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("reg_loss", choices=sorted(REG_LOSSES), help="loss of valence and arousal")
     flag("reg_weight", type=float, help="weight of the valence/arousal loss")
     flag("votes_weight", type=float, help="weight of the loss of a second head, which learns FER+ votes; 0 for none")
-    flag("teacher", metavar="PARQUET", help="predictions.parquet of the training rows by another network, to learn from")
+    flag(
+        "teacher", metavar="PARQUET|votes",
+        help="predictions.parquet of the training rows by another network, to learn from; or their FER+ votes",
+    )  # fmt: skip
     flag("teacher_weight", type=float, help="share of the classification loss that is the teacher's")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
@@ -130,7 +134,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
     "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
     "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
-    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf), "ema": (0, 1 - 1e-9),
+    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf),
+    "cutmix": (0, math.inf), "ema": (0, 1 - 1e-9),
     "width": (8, math.inf), "stochastic_depth": (0, 0.999),
     "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
     "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1),

@@ -84,6 +84,7 @@ def train_one_epoch(
     dtype: torch.dtype,
     grad_clip: float | None,
     mixup: float,
+    cutmix: float,
     average: AveragedModel | None,
     label: str,
 ) -> dict[str, float]:
@@ -91,8 +92,8 @@ def train_one_epoch(
 
     `average`, the running mean of the weights, follows every step.
 
-    `mixup` > 0 blends every batch with itself in another order, in shares drawn from Beta(mixup, mixup) (Zhang et al.
-    2018); the accuracy then counts the label of the larger share. Raises TrainingError when the loss is no longer a number.
+    Batches are mixed by `mix`, and the accuracy counts the label of the larger share. Raises TrainingError when the loss is
+    no longer a number.
     """
     model.train()
     layout = memory_format(device)
@@ -104,10 +105,8 @@ def train_one_epoch(
         images = images.to(device, non_blocking=True, memory_format=layout)
         y_cls, y_reg = y_cls.to(device, non_blocking=True), y_reg.to(device, non_blocking=True)
         soft = {key: shares.to(device, non_blocking=True) for key, shares in soft.items()}
-        share, other = mixup_share(mixup), None
-        if share < 1.0:
-            other = torch.randperm(len(y_cls)).to(device)
-            images = (share * images + (1.0 - share) * images[other]).contiguous(memory_format=layout)
+        images, share, other = mix(images, mixup=mixup, cutmix=cutmix)
+        images = images.contiguous(memory_format=layout)
         with autocast(device, dtype):
             output = model(images)
         loss = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft)
@@ -140,8 +139,32 @@ def train_one_epoch(
     return means if criterion.votes_weight else {key: means[key] for key in keys if key != "train_loss_votes"}
 
 
-def mixup_share(alpha: float) -> float:
-    """The larger share of a mixup, max(λ, 1 − λ) with λ from Beta(alpha, alpha); 1 without mixup."""
+def mix(images: Tensor, *, mixup: float, cutmix: float) -> tuple[Tensor, float, Tensor | None]:
+    """Images (N, C, H, W) mixed with themselves in another order: the mixture, the larger share, which is that of the images
+    themselves, and the order (N,), None where nothing was mixed.
+
+    Shares come from Beta(α, α) with α `mixup` or `cutmix`, one of them by the toss of a coin where both are above 0: all
+    pixels are blended (Zhang et al. 2018), or a rectangle is pasted in, of the image's shape and anywhere in it (Yun et al.
+    2019).
+    """
+    paste = cutmix > 0.0 and (mixup == 0.0 or torch.rand(()).item() < 0.5)
+    share = larger_share(cutmix if paste else mixup)
+    if share == 1.0:
+        return images, 1.0, None
+    other = torch.randperm(len(images)).to(images.device)
+    if not paste:
+        return share * images + (1.0 - share) * images[other], share, other
+    height, width = images.shape[2:]
+    tall, wide = (round(math.sqrt(1.0 - share) * length) for length in (height, width))
+    top, left = (int(torch.randint(room + 1, ())) for room in (height - tall, width - wide))
+    inside = (..., slice(top, top + tall), slice(left, left + wide))
+    mixed = images.clone()
+    mixed[inside] = images[other][inside]
+    return mixed, 1.0 - tall * wide / (height * width), other
+
+
+def larger_share(alpha: float) -> float:
+    """The larger share of two images, max(λ, 1 − λ) with λ from Beta(alpha, alpha); 1 at alpha 0."""
     if alpha == 0.0:
         return 1.0
     share = torch.distributions.Beta(alpha, alpha).sample().item()
@@ -565,6 +588,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 dtype=dtype,
                 grad_clip=args.grad_clip,
                 mixup=args.mixup,
+                cutmix=args.cutmix,
                 average=average,
                 label=f"epoch {epoch}/{args.epochs}",
             )

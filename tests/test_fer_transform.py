@@ -28,6 +28,7 @@ from fer_transform import (
     FERDataset,
     default_workers,
     make_loader,
+    shares_among,
 )
 from labels import LABEL_SETS
 from metadata_parallel import MetadataError, read_metadata
@@ -578,6 +579,20 @@ def test_a_teacher_speaks_of_the_rows_that_it_has_seen_by_name(voted: Path, tmp_
         wrong.to_parquet(tmp_path / "wrong.parquet")
         with pytest.raises(MetadataError, match=r"metadata_train\.parquet"):
             FERDataset(voted / f"metadata_{other}.parquet", preprocess=GREY_48, teacher=tmp_path / "wrong.parquet")
+
+
+def test_votes_teach_by_their_shares_among_the_labels(voted: Path, pixels: Path) -> None:
+    votes = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.4], [0, 0, 0, 0, 0, 0, 0, 1.0], [math.nan] * 8])
+    shares = shares_among(votes, LABEL_SETS["fer7"])  # contempt is none of its classes
+    expected = {"neutral": 1 / 6, "happy": 2 / 6, "sad": 3 / 6}
+    assert shares[0].tolist() == pytest.approx([expected.get(name, 0.0) for name in LABEL_SETS["fer7"].names])
+    assert shares[1:].isnan().all()
+    merged = shares_among(votes, LABEL_SETS["fer4"])
+    assert merged[0].tolist() == pytest.approx([expected.get(name, 0.0) for name in LABEL_SETS["fer4"].names])
+    dataset = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48, teacher="votes")
+    torch.testing.assert_close(dataset.soft["teacher"], shares_among(dataset.soft["votes"], dataset.labels), equal_nan=True)
+    with pytest.raises(MetadataError, match="index with --ferplus"):
+        FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, teacher="votes")
 
 
 def test_a_teacher_of_picture_files(drawn: Path, tmp_path: Path) -> None:

@@ -129,6 +129,16 @@ def test_parameters_of_fernet(width: int) -> None:
     assert [layer.drop for layer in model.backbone.modules() if isinstance(layer, backbones.ResidualBlock)] == [0.0] * 8
 
 
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 12), ("stride2", 24), ("pool", 24), ("stride1", 48)])
+def test_stems_of_fernet(stem: str, side: int) -> None:
+    seen: list[torch.Size] = []
+    model = build_model("fernet", classes=7, affect=False, preprocess=GREY_48, width=8, stem=stem)
+    first = next(layer for layer in model.backbone.modules() if isinstance(layer, backbones.ResidualBlock))
+    first.register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0].shape))
+    assert model.eval()(torch.zeros(1, 1, 48, 48)).logits.shape == (1, 7)
+    assert seen == [(1, 8, side, side)]
+
+
 def test_a_residual_block_starts_as_its_shortcut_and_adds_what_it_learns() -> None:
     torch.manual_seed(0)
     block = backbones.ResidualBlock(4, 6, stride=2, attention="none", drop=0.0).eval()
@@ -158,7 +168,7 @@ def test_stochastic_depth_leaves_blocks_out_of_some_images_and_keeps_their_mean(
     torch.testing.assert_close(change[~out], full[~out][:, 0, 0, 0] / 0.75, rtol=1e-3, atol=1e-3)
     drops = [
         layer.drop
-        for layer in backbones.FERNet(channels=1, width=8, attention="none", stochastic_depth=0.7)
+        for layer in backbones.FERNet(channels=1, width=8, stem="stride2", attention="none", stochastic_depth=0.7)
         if isinstance(layer, backbones.ResidualBlock)
     ]
     assert drops == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])

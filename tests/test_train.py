@@ -415,10 +415,10 @@ def test_a_finished_run_is_not_resumed(drawn: Path, tmp_path: Path, capsys: pyte
 # The documented systems
 
 
-def test_mixup_share_is_the_larger_one() -> None:
-    assert train.mixup_share(0.0) == 1.0
+def test_the_larger_share_of_a_mixture() -> None:
+    assert train.larger_share(0.0) == 1.0
     torch.manual_seed(0)
-    shares = [train.mixup_share(1.0) for _ in range(2000)]
+    shares = [train.larger_share(1.0) for _ in range(2000)]
     assert all(0.5 <= share <= 1.0 for share in shares)
     assert sum(shares) / 2000 == pytest.approx(0.75, abs=0.01)  # Beta(1, 1) is uniform
 
@@ -431,6 +431,7 @@ def test_every_option_of_the_loss_trains(drawn: Path, tmp_path: Path, capsys: py
         "ldam": "--head cosine --loss ldam",
         "focal": "--loss focal --focal_gamma 1 --weight_mode effective --beta 0.99",
         "adjusted": "--loss logit_adjusted --tau 0.5 --sampler balanced",
+        "cutmix": "--cutmix 0.4",
         "mixup": "--mixup 0.4 --reg_loss ccc+mse --backbone_lr 1e-4",
     }
     for exp, words in variants.items():
@@ -464,7 +465,7 @@ def test_the_balanced_sampler_orders_the_training(drawn: Path, tmp_path: Path) -
 
 def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step with a share of 0.7 and the two rows swapped; one of the four affect labels is missing."""
-    monkeypatch.setattr(train, "mixup_share", lambda alpha: 0.7)
+    monkeypatch.setattr(train, "larger_share", lambda alpha: 0.7)
     monkeypatch.setattr(torch, "randperm", lambda count: torch.tensor([1, 0]))
     seen: list[torch.Tensor] = []
 
@@ -485,7 +486,7 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
     means = train.train_one_epoch(
         network, [(images, y_cls, y_reg, {})], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
         torch.amp.GradScaler("cpu", enabled=False), device=torch.device("cpu"), dtype=torch.float32, grad_clip=None,
-        mixup=1.0, average=None, label="test",
+        mixup=1.0, cutmix=0.0, average=None, label="test",
     )  # fmt: skip
     blended = torch.tensor([0.7 - 0.6, 0.3 - 1.4])
     torch.testing.assert_close(seen[0].mean(dim=(1, 2, 3)), blended)
@@ -493,6 +494,36 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
     first, second = criterion(logits, affect, y_cls, y_reg), criterion(logits, affect, y_cls.flip(0), y_reg.flip(0))
     assert means["train_loss"] == pytest.approx((0.7 * first.total + 0.3 * second.total).item(), rel=1e-5)
     assert math.isfinite(means["train_loss_reg"]) and network.scale.isfinite()
+
+
+def test_cutmix_pastes_a_rectangle_of_the_share_that_it_says() -> None:
+    torch.manual_seed(0)
+    images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 10, 14)
+    covered = torch.zeros(10, 14)
+    for _ in range(300):
+        mixed, share, other = train.mix(images, mixup=0.0, cutmix=1.0)
+        assert other is not None and 0.5 <= share <= 1.0
+        foreign = mixed != images
+        expected = torch.where(foreign, images[other], images)
+        assert torch.equal(mixed, expected)
+        moved = next((row for row in range(6) if other[row] != row), None)
+        if moved is None or share == 1.0:
+            continue
+        rows, columns = (foreign[moved, 0].any(dim=axis).nonzero().flatten() for axis in (1, 0))
+        area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        assert foreign[moved, 0].sum() == area == round((1 - share) * 140)
+        covered += foreign[moved, 0]
+    assert covered.min() > 0 and images.eq(torch.arange(6.0).reshape(6, 1, 1, 1)).all()
+
+
+def test_mixup_and_cutmix_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randperm", lambda count: torch.arange(count).flip(0))
+    torch.manual_seed(0)
+    images = torch.rand(4, 1, 24, 24)
+    pasted = [bool((train.mix(images, mixup=5.0, cutmix=5.0)[0] == images).any()) for _ in range(200)]
+    assert 70 < sum(pasted) < 130
+    same, share, other = train.mix(images, mixup=0.0, cutmix=0.0)
+    assert same is images and share == 1.0 and other is None
 
 
 def test_a_run_made_before_a_setting_existed_is_resumed(trained: Path, tmp_path: Path) -> None:
