@@ -554,7 +554,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tta",
         choices=sorted(VIEWS),
         default="none",
-        help="average over views of each picture: itself and its mirror image, or ten (default: %(default)s)",
+        help="average over views of each picture: 2 (itself and its mirror image), 10, or 20 (default: %(default)s)",
     )
     parser.add_argument(
         "--calibrate", action="store_true", help="divide the logits by the temperature that fits the validation rows best"

@@ -53,11 +53,24 @@ def five_crops(images: Tensor) -> list[Tensor]:
     return [images, *(wide[..., top : top + height, left : left + width] for top, left in corners)]
 
 
+def ten_crops(images: Tensor) -> list[Tensor]:
+    """`five_crops` and the mirror image of each."""
+    return [view for crop in five_crops(images) for view in (crop, crop.flip(-1))]
+
+
+def with_surroundings(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) seen from further away: the edges repeated for 1/24 of their width all round, in the same size."""
+    step = max(1, round(images.shape[-1] / 24))
+    wide = functional.pad(images, (step, step, step, step), mode="replicate")
+    return functional.interpolate(wide, images.shape[-2:], mode="bilinear", antialias=True)
+
+
 # Test-time augmentation: the views of a batch (N, C, H, W) whose probabilities are averaged, the plain one first.
 VIEWS: dict[str, Callable[[Tensor], list[Tensor]]] = {
     "none": lambda images: [images],
     "flip": lambda images: [images, images.flip(-1)],
-    "ten_crop": lambda images: [view for crop in five_crops(images) for view in (crop, crop.flip(-1))],
+    "ten_crop": ten_crops,
+    "two_scales": lambda images: ten_crops(images) + ten_crops(with_surroundings(images)),
 }
 
 

@@ -23,6 +23,7 @@ from inference import (
     run_inference,
     run_views,
     soften,
+    with_surroundings,
 )
 from labels import LABEL_SETS
 from models import load_checkpoint
@@ -85,13 +86,26 @@ def test_five_crops_move_the_picture_into_each_corner() -> None:
 
 def test_views_come_plain_first_and_mirrored_second() -> None:
     images = torch.randn(3, 1, 24, 24)
-    assert [len(VIEWS[name](images)) for name in ("none", "flip", "ten_crop")] == [1, 2, 10]
+    assert [len(VIEWS[name](images)) for name in ("none", "flip", "ten_crop", "two_scales")] == [1, 2, 10, 20]
     for name in VIEWS:
         assert torch.equal(VIEWS[name](images)[0], images)
     assert torch.equal(VIEWS["flip"](images)[1], images.flip(3))
     views = VIEWS["ten_crop"](images)
     assert all(torch.equal(mirrored, view.flip(3)) for view, mirrored in zip(views[::2], views[1::2], strict=True))
     assert len({view.numpy().tobytes() for view in views}) == 10
+    both = VIEWS["two_scales"](images)
+    assert all(torch.equal(one, other) for one, other in zip(both[:10], views, strict=True))
+    assert all(view.shape == images.shape for view in both) and torch.equal(both[11], both[10].flip(3))
+
+
+def test_surroundings_make_the_picture_smaller_in_its_middle() -> None:
+    """A bright square of 22 px in the middle of 44: 20 px wide after, as 44 px became 48 in the place of 44."""
+    images = torch.zeros(1, 1, 44, 44)
+    images[..., 11:33, 11:33] = 1.0
+    seen = with_surroundings(images)
+    assert seen.shape == images.shape and seen[0, 0, 22].sum().item() == pytest.approx(22 * 44 / 48, abs=0.2)
+    torch.testing.assert_close(seen, seen.flip(-1))
+    torch.testing.assert_close(with_surroundings(torch.ones(1, 3, 24, 24)), torch.ones(1, 3, 24, 24))  # edges are repeated
 
 
 def test_views_of_a_network_are_those_of_each_picture(trained: Path, drawn: Path) -> None:
