@@ -238,7 +238,7 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
         )
         typed = ", then ".join(f"`{command}`" for command in first.commands)
         commands.append(f"- {group.name}: {typed}\n")
-    header = ["system", "its document: accuracy / macro F1", "accuracy", "macro F1", "tough classes"]
+    header = ["system", "published: accuracy / macro F1", "accuracy", "macro F1", "tough classes"]
     lacking = [name for name in DOCUMENTED if name not in {group.name for group in groups}]
     return "\n".join(
         [
