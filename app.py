@@ -55,7 +55,7 @@ def predictor_of(path: str, label_set: str | None, detector: str, model: str | N
 
 
 def heads_of(path: str) -> list[str]:
-    """The label sets that a network's file has a head for."""
+    """The label sets that a network's file has a head for; the last is predict.py's default."""
     return [labels.name for labels in OnnxNetwork(path).heads.values()]
 
 
@@ -144,7 +144,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
     def choose(path: str) -> Any:
         with errors_shown():
             heads = heads_of(path)
-        return gr.Dropdown(choices=heads, value=heads[0], visible=len(heads) > 1)
+        return gr.Dropdown(choices=heads, value=heads[-1], visible=len(heads) > 1)
 
     with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(CLEARED_S, KEPT_S), fill_width=True) as page:
         gr.Markdown("# Expressions in a picture\nDrop one, paste one, or use the camera. Nothing leaves this machine.")
@@ -157,7 +157,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
                 image.preprocess = lambda sent: None if sent is None else sent.path
                 network = gr.Dropdown(choices=list(choices.items()), value=first, label="network", visible=len(choices) > 1)
                 heads = heads_of(first)
-                labels = gr.Dropdown(choices=heads, value=heads[0], label="classes", visible=len(heads) > 1)
+                labels = gr.Dropdown(choices=heads, value=heads[-1], label="classes", visible=len(heads) > 1)
             with gr.Column():
                 drawn = gr.Image(label="faces", interactive=False, buttons=["download", "fullscreen"], elem_id="drawn")
                 said = gr.HTML(elem_id="answer")

@@ -43,7 +43,7 @@ from answers import (
     to_text,
 )
 from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
-from labels import LABEL_SETS, canonical, remap, without_source
+from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -96,9 +96,9 @@ class EmotionPredictor:
 
     model: a shipped network's name, an ONNX file of export.py, a checkpoint (.pth), which needs torch, or the folder of a
     run. label_set: the classes to answer in, where the network has a head for them or they can be summed from its own;
-    default: the network's own. `use_gpu_if_available` False is device "cpu", in the four-class document's words. detector,
-    detector_model: see `faces.make_detector`; the name of the one that is used stands in `detector`. Raises
-    onnx_network.ModelError or faces.DetectorError.
+    default: the network's own, FER+'s eight where it has a head for those beside another. `use_gpu_if_available` False is
+    device "cpu", in the four-class document's words. detector, detector_model: see `faces.make_detector`; the name of the
+    one that is used stands in `detector`. Raises onnx_network.ModelError or faces.DetectorError.
     """
 
     def __init__(
@@ -127,8 +127,11 @@ class EmotionPredictor:
         self.detect, self.detector = make_detector(detector, detector_model)
         self.preprocess = self.network.preprocess
         asked = LABEL_SETS[label_set] if label_set is not None else None
-        self.head = next((name for name, labels in self.network.heads.items() if labels == asked), "logits")
-        own = self.network.heads[self.head]
+        heads: dict[str, LabelSet] = self.network.heads
+        self.head = next((name for name, labels in heads.items() if labels == asked), "logits")
+        if asked is None and "votes" in heads:
+            self.head = "votes"  # FER+'s labels of the same pictures are the cleaner ones
+        own = heads[self.head]
         self.labels = own if asked is None else asked
         # Where each class of the head goes, None for one that is left out.
         self.places = remap(own, self.labels) if self.labels != own else tuple(range(len(own)))
@@ -321,7 +324,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     known = ", ".join(shipped())
     add("--model", default=DEFAULT_MODEL, help=f"{known}, an .onnx or .pth file, or a run's folder (default: %(default)s)")
-    add("--label_set", "--label-set", choices=sorted(LABEL_SETS), help="classes to answer in (default: the network's own)")
+    add(
+        "--label_set",
+        "--label-set",
+        choices=sorted(LABEL_SETS),
+        help="classes to answer in (default: the network's; FER+'s of two)",
+    )
     add(
         "--detector", choices=DETECTORS, default="auto",
         help="auto: YuNet where its file is there, else OpenCV's Haar cascade; none: pictures are faces already",

@@ -21,6 +21,7 @@ from fer_transform import FERDataset
 from labels import LABEL_SETS
 from models import build_model, describe, load_checkpoint, save_checkpoint
 from onnx_network import METADATA_KEY, ModelError, OnnxNetwork
+from predict import EmotionPredictor
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -r requirements-export.txt")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -r requirements-export.txt")
@@ -126,6 +127,15 @@ def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path) ->
         load_checkpoint(tmp_path / "two" / name, label_set="ferplus8") for name in ("best.pth", "best.onnx")
     )
     assert eight.labels == checkpoint.labels == LABEL_SETS["ferplus8"]
+    asked = {
+        None: ("votes", "ferplus8"),
+        "ferplus8": ("votes", "ferplus8"),
+        "fer7": ("logits", "fer7"),
+        "fer4": ("logits", "fer4"),
+    }
+    for label_set, (head, answered) in asked.items():
+        predictor = EmotionPredictor(path, label_set=label_set, detector="none")
+        assert (predictor.head, predictor.labels.name) == (head, answered)
     with torch.inference_mode():
         np.testing.assert_allclose(eight.model(images).logits, checkpoint.model(images).logits, atol=1e-4)
 
