@@ -128,7 +128,8 @@ class BatchAugmentation:
     erase_area: tuple[float, float]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (N, C, H, W) → float32 (N, C, H, W) on the 0..1 scale, by the numbers of `generator`, of the same device."""
+        """(N, C, H, W) on the 0..255 scale → float32 (N, C, H, W) on the 0..1 scale, by the numbers of `generator`, of
+        the same device."""
         count, _, height, width = images.shape
 
         def draw(low: float, high: float) -> Tensor:
@@ -423,14 +424,16 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class BatchLoader:
     """Training rows in batches from memory: all pictures lie on the device, and are augmented there, a batch at a time.
 
-    A pass draws the order from `sampler` and what becomes of the pictures from (seed, epoch) of the dataset. A last batch of
-    one image is dropped, as in `make_loader`.
+    A pass draws the order from `sampler` and what becomes of the pictures from (seed, epoch) of the dataset. `size_px` is
+    their side, at first that of the dataset's Preprocess; smaller ones train faster. A last batch of one image is dropped,
+    as in `make_loader`.
     """
 
     def __init__(self, dataset: FERDataset, *, batch_size: int, device: torch.device, sampler: Sampler[int]) -> None:
         assert dataset.batch_augmentation is not None
         self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
         self.augmentation = dataset.batch_augmentation
+        self.size_px = dataset.preprocess.size_px
         self.images = dataset.pictures().to(device)
         self.y_cls, self.y_reg = dataset.y_cls.to(device), dataset.y_reg.to(device)
         self.soft = {key: shares.to(device) for key, shares in dataset.soft.items()}
@@ -447,7 +450,11 @@ class BatchLoader:
         self.generator.manual_seed(epoch_seed(self.dataset.seed, int(self.dataset.epoch)))
         order = torch.tensor(list(self.sampler), device=self.images.device)
         for rows in order.split(self.batch_size)[: len(self)]:
-            pictures = self.augmentation(self.images[rows], self.generator)
+            pictures = self.images[rows]
+            if self.size_px != pictures.shape[-1]:
+                size = (self.size_px, self.size_px)
+                pictures = functional.interpolate(pictures.float(), size, mode="bilinear", antialias=True)
+            pictures = self.augmentation(pictures, self.generator)
             soft = {key: shares[rows] for key, shares in self.soft.items()}
             yield (pictures - self.mean) / self.std, self.y_cls[rows], self.y_reg[rows], soft
 

@@ -154,6 +154,7 @@ class ModelSpec:
     std: tuple[float, ...]
     dropout: float
     keep: float = 1.0  # of `Preprocess`
+    any_size: bool = True  # whether it sees pictures of another size than it was built for
     imagenet: str | None = None  # torchvision's name of the weights, None where there are none
     options: dict[str, Any] = field(default_factory=dict)
     # What the documents' staged freezing holds still: in stage one all but the last block, then all but the last two.
@@ -176,7 +177,7 @@ def resnet_spec(depth: int, attention: str = "none") -> ModelSpec:
 
 MODELS = {
     # 44 of 48 px, as its training crops: whole pictures cost it three points of accuracy on FER2013's PublicTest.
-    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, options={"dropout": 0.3}),
+    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, any_size=False, options={"dropout": 0.3}),
     # Mean and spread of FER2013's Training pixels.
     "fernet": ModelSpec(
         fernet,
@@ -200,7 +201,7 @@ MODELS = {
     "convnext_tiny": photo_spec(
         convolutional("convnext_tiny", "classifier.2"), "ConvNeXt_Tiny", options={"attention": "none"}
     ),
-    "vit_b_16": photo_spec(vit, "ViT_B_16"),
+    "vit_b_16": photo_spec(vit, "ViT_B_16", any_size=False),
 }
 
 

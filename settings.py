@@ -33,6 +33,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options),
 }
+SIZE_STEP_PX = 8  # by which --first_size grows
 SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
@@ -59,6 +60,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("epochs", type=int, help="epochs in all")
     flag("batch_size", type=int)
     flag("img_size", type=int, help="height and width in pixels")
+    flag(
+        "first_size", type=int, help="of the training pictures at first, growing to --img_size: learns as much in less time"
+    )
     flag("augment", choices=sorted(AUGMENTATIONS | BATCH_AUGMENTATIONS), help="training augmentations")
     flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
     flag("dropout", type=float)
@@ -130,7 +134,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 # The smallest and largest value of every number on the command line.
 LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
+    "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf),
+    "first_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
     "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
     "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
     "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
@@ -162,6 +167,7 @@ NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
     (("beta",), "weight_mode", ("effective",)),
     (("vggface2_preprocess", "vggface2_ckpt"), "weights", ("auto", "vggface2")),
     (("test_meta",), "score_test", (True,)),
+    (("first_size",), "augment", tuple(BATCH_AUGMENTATIONS)),
 )
 
 
@@ -220,6 +226,10 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value > args.epochs > 0:
             raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
+    if args.first_size is not None and args.first_size > args.img_size:
+        raise TrainingError(f"--first_size {args.first_size} is more than --img_size {args.img_size} – give a smaller one")
+    if args.first_size is not None and not MODELS[args.model].any_size:
+        raise TrainingError(f"--first_size: {args.model} takes pictures of one size – leave it out")
     if LOSSES[args.loss].margins and args.head == "softmax":
         raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
     if args.teacher is None and args.teacher_weight != recipe["teacher_weight"]:
@@ -290,6 +300,13 @@ def learning_rate_factor(
         "step": lambda: gamma ** (done // step_epochs),
     }
     return factors[schedule]()
+
+
+def size_in_epoch(epoch: int, *, epochs: int, first_size: int | None, img_size: int) -> int:
+    """Side in pixels of the training pictures in an epoch, counted from 1: from first_size to img_size, SIZE_STEP_PX at a
+    time, each for the same number of epochs (Tan and Le 2021, but for their growing augmentation)."""
+    sizes = [*range(first_size or img_size, img_size, SIZE_STEP_PX), img_size]
+    return sizes[(epoch - 1) * len(sizes) // epochs]
 
 
 def frozen_in_epoch(

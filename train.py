@@ -65,7 +65,7 @@ from models import (
     save_checkpoint,
     transfer,
 )
-from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args
+from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch
 
 FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
 HISTORY_PNG = "training_history.png"  # written last: a run that has it is complete
@@ -577,6 +577,9 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             lr = start_epoch(args, epoch, model, criterion, optimizer, history)
             order.manual_seed(epoch_seed(args.seed, epoch))
             train_set.set_epoch(epoch)
+            if in_memory:
+                sizes = {"first_size": args.first_size, "img_size": args.img_size}
+                train_loader.size_px = size_in_epoch(epoch, epochs=args.epochs, **sizes)
             line: dict[str, float] = {"epoch": epoch, "lr": lr}
             line |= train_one_epoch(
                 model,

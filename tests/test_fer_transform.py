@@ -528,6 +528,20 @@ def test_a_batch_loader_depends_on_seed_and_epoch_alone(pixels: Path) -> None:
         assert not torch.allclose(first_batch(1, 2), other)
 
 
+def test_smaller_pictures_show_the_same(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BATCH_AUGMENTATIONS, "still", STILL)
+    dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, augment="still")
+    loader = BatchLoader(dataset, batch_size=8, device=CPU, sampler=SequentialSampler(dataset))
+    loader.size_px = 24
+    images = next(iter(loader))[0]
+    assert images.shape == (8, 1, 24, 24)
+    small = [cv2.resize(dataset.image(row), (24, 24), interpolation=cv2.INTER_AREA) / 255.0 for row in range(8)]
+    for row in range(8):
+        seen = 0.5 + 0.5 * images[row, 0].numpy()
+        far = [min(np.abs(seen - other).mean(), np.abs(seen - other[:, ::-1]).mean()) for other in small]
+        assert int(np.argmin(far)) == row and far[row] < 0.08
+
+
 def test_too_many_pictures_for_memory_are_refused(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fer_transform, "IN_MEMORY_MAX_BYTES", 42 * 48 * 48 - 1)
     dataset = FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, augment="fernet")

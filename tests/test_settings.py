@@ -96,6 +96,7 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
             "amp",
             "resume",
             "drw_epoch",
+            "first_size",
             "init",
             "test_meta",
             "backbone_lr",
@@ -162,6 +163,9 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
         ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
         ("--mixup inf", "--mixup must lie between"),
+        ("--first_size 16", "--first_size does nothing here – add --augment fernet"),
+        ("--augment fernet --first_size 16", "--first_size: lightcnn takes pictures of one size"),
+        ("--augment fernet --img_size 24 --first_size 32", "--first_size 32 is more than --img_size 24"),
         ("--init a.pth", "a.pth not found"),
         (
             "--model resnet50 --weights auto --init a.pth --vggface2_preprocess bgr255",
@@ -180,6 +184,24 @@ def test_options_that_lack_what_they_need(
 
 
 # Schedule, stages
+
+
+@pytest.mark.parametrize(
+    ("epochs", "first_size", "expected"),
+    [
+        (6, 32, [32, 32, 40, 40, 48, 48]),
+        (7, 32, [32, 32, 32, 40, 40, 48, 48]),
+        (2, 48, [48, 48]),
+        (2, None, [48, 48]),
+        (1, 32, [32]),
+        (4, 44, [44, 44, 48, 48]),
+    ],
+)
+def test_size_in_epoch(epochs: int, first_size: int | None, expected: list[int]) -> None:
+    sizes = [
+        settings.size_in_epoch(epoch, epochs=epochs, first_size=first_size, img_size=48) for epoch in range(1, epochs + 1)
+    ]
+    assert sizes == expected
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30, 100])

@@ -15,7 +15,7 @@ import models
 import settings
 import train
 from faces import Preprocess, read_image
-from fer_transform import FERDataset
+from fer_transform import BatchLoader, FERDataset
 from labels import LABEL_SETS
 from losses import build_loss
 from metadata_parallel import read_metadata
@@ -670,6 +670,22 @@ def fernet_flags(data: Path, runs: Path, *more: str) -> list[str]:
         str(data / "metadata_val.parquet"),
         *more,
     ]
+
+
+def test_training_pictures_grow(voted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    step = BatchLoader.__iter__
+
+    def noted(loader: BatchLoader) -> Any:
+        for batch in step(loader):
+            seen.append(batch[0].shape[-1])
+            yield batch
+
+    monkeypatch.setattr(BatchLoader, "__iter__", noted)
+    flags = fernet_flags(voted, tmp_path, "--no-score_test", "--exp", "grown")
+    assert train.main([*flags, "--first_size", "16", "--warmup_epochs", "0"]) == 0
+    assert sorted(set(seen)) == [16, 24] and seen == sorted(seen)
+    assert load_checkpoint(tmp_path / "grown" / "best.pth").preprocess.size_px == 24
 
 
 def test_votes_are_learnt_by_a_second_head_and_scored_by_its_label_set(voted: Path, tmp_path: Path) -> None:
