@@ -94,7 +94,7 @@ help: ## this list
 
 install: .venv/installed ## make .venv and install requirements.txt into it
 
-install-dev: .venv/installed-dev ## and what tests and linting need
+install-dev: .venv/installed-dev ## install what tests and linting need, too
 
 demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 	@rm -rf runs/demo
@@ -103,7 +103,7 @@ demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 	$(PYTHON) train.py --recipe demo --train_meta runs/demo/metadata_train.parquet \
 	  --val_meta runs/demo/metadata_val.parquet --runs runs/demo --exp drawn_faces
 	$(PYTHON) evaluate.py runs/demo/drawn_faces/best.pth --meta runs/demo/metadata_val.parquet
-	$(PYTHON) fer_transform.py --meta runs/demo/metadata_train.parquet --img_size 64 --out runs/demo/batch.png
+	$(PYTHON) fer_transform.py --meta runs/demo/metadata_train.parquet --augment lightcnn --img_size 48 --grey --out runs/demo/batch.png
 	$(PYTHON) predict.py --detector none --model runs/demo/drawn_faces/best.pth "$$($(PYTHON) -c $(A_VAL_FACE))"
 	@echo
 	@echo "These faces are drawn: the figures show that the chain works, not how well it reads people."
@@ -125,7 +125,7 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
 # The members are runs of their own, scored on the validation split alone; the student learns from what they say of the
-# training rows.
+# training rows, which is not scored again under a student that was interrupted.
 ENSEMBLE = $(or $(RECIPE),fernet)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
@@ -134,15 +134,17 @@ ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the
 	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed $(ARGS),--split val); done
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
-student: ensemble ## and one network that learns from the ensemble's probabilities
-	$(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --meta metadata_train.parquet --out runs/ensemble_on_training
+student: ensemble ## make ensemble, then one network that learns from its probabilities
+	@[ -f runs/student_seed42/last.pth ] || \
+	  $(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --meta metadata_train.parquet --out runs/ensemble_on_training
 	@set -e; $(call train_once,student_seed42,--recipe $(ENSEMBLE) --teacher runs/ensemble_on_training/predictions.parquet $(ARGS),--split val)
 	$(PYTHON) evaluate.py runs/student_seed42 $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.
 two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS), phase 2 on DATA
-	@test -n "$(DATA)" || { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
+	@test -n "$(DATA)" -a "$(DATA1)$(FERPLUS)" != "$(DATA)" || \
+	  { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
 	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/$(TWO_PHASE)_1/data \
 	  $(if $(FERPLUS),--ferplus "$(FERPLUS)" --label_set ferplus8)
 	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/$(TWO_PHASE)/data

@@ -5,7 +5,7 @@ without --split the test split where there is one. The figures are computed in f
 
     python evaluate.py runs/lightcnn/best.pth --split val
     python evaluate.py runs/a/best.pth runs/b/best.pth --out runs/ensemble
-    python evaluate.py runs/lightcnn --logit_adjust auto --out runs/adjusted      # rare classes count as much as others
+    python evaluate.py runs/lightcnn --logit_adjust auto --out runs/adjusted      # rare classes count for more
     python evaluate.py runs/lightcnn --tta ten_crop --calibrate --out runs/ten    # ten views of each picture; temperature
     python evaluate.py runs/lightcnn --label_set fer4 --out runs/four             # seven classes summed into four
 """
@@ -44,6 +44,9 @@ from inference import (
 from labels import LABEL_SETS, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ModelError, choose_device, load_checkpoint
+
+# Of what metrics.json says: what makes the figures of two splits those of one network, scored in one way.
+MADE_BY = ("model", "label_set", "members", "parameters", "epoch", "views", "logit_adjust", "temperature")
 
 
 class EvaluationError(Exception):
@@ -451,6 +454,7 @@ def evaluate(
         "members": len(members), "parameters": sum(parameters(member) for member in members),
     } | more | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
     reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
+    remove_figures_of_others(out, values)
     text = text_report(values, joined, labels.names, counts=counts, pattern=pattern)
     for suffix in ("", f"_{split}"):  # every file twice: as that of the split scored last, and under the split's name
         write_text(out / f"metrics{suffix}.json", to_json(values, reasons))
@@ -465,15 +469,30 @@ def evaluate(
     return values, text
 
 
+def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
+    """Remove the files of the other split from a folder where they are of another network, or were scored in another way."""
+    for path in out.glob("metrics_*.json"):
+        others = json.loads(path.read_text(encoding="utf-8"))
+        if any(others.get(key) != values.get(key) for key in MADE_BY):
+            split = path.stem.removeprefix("metrics_")
+            print(f"{path} and what belongs to it was made in another way, and is removed")
+            for stale in out.glob(f"*_{split}.*"):
+                stale.unlink()
+
+
 def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, argv: Sequence[str]) -> None:
     """Put the record of the training beside figures that were scored in another way than it does, with the command of that.
 
-    For an ensemble the members' histories one after another, and of each its command and chosen epoch. Nothing where there
-    is no record of one, or it is the one that is written.
+    For an ensemble the members' histories one after another, and of each its command and chosen epoch. None where one has no
+    record; that of the run's own folder stays as it is.
     """
     folders = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
     epochs = [member.info.get("epoch") for member in members]
-    if any(not (run / "run.json").is_file() or run.resolve() == out.resolve() for run in folders):
+    if any(run.resolve() == out.resolve() for run in folders):
+        return
+    if any(not (run / "run.json").is_file() for run in folders):
+        for name in ("run.json", "history.jsonl"):  # of an earlier scoring
+            (out / name).unlink(missing_ok=True)
         return
     records = [record_of(run) for run in folders]
     scored = shlex.join(["python", "evaluate.py", *argv])
@@ -485,12 +504,13 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
         shared = {
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
-        trained = [
-            {"name": run.name, "command": record["command"], "epoch": epoch, "epochs": len(history_lines(run))}
+        trained: list[dict[str, Any]] = [
+            {"name": run.name, "epoch": epoch, "epochs": len(history_lines(run)), "resumed": []}
+            | {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
             for run, record, epoch in zip(folders, records, epochs, strict=True)
         ]
-        record = records[0] | {"command": scored, "args": shared, "members": trained}
-        record.pop("resumed", None)
+        record = {key: value for key, value in records[0].items() if key not in ("resumed", "earlier_machines")}
+        record |= {"command": scored, "args": shared, "members": trained}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
@@ -600,6 +620,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         own = next((flag for flag, given in changing.items() if given), None)
         out = output_folder(checkpoints, args.out, own=own)
+        if (out / "last.pth").is_file() and all(path.parent.resolve() != out.resolve() for path in checkpoints):
+            raise EvaluationError(f"{out} is the folder of another training – give --out runs/NAME")
         loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root, "tta": args.tta}
         loading["device"] = choose_device(args.device)
         steps = choose_steps(
@@ -629,8 +651,7 @@ def main(argv: list[str] | None = None) -> int:
             seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
             more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        if own is not None or len(members) > 1 or checkpoints[0].suffix == ".onnx":
-            write_record(checkpoints, members, out, argv)
+        write_record(checkpoints, members, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -215,9 +215,10 @@ class PictureError(MetadataError):
         return super().__str__().splitlines()[-1].removeprefix(f"{__name__}.PictureError: ")
 
 
-def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> np.ndarray:
-    """The probabilities (N, classes) float32 that a predictions.parquet of evaluate.py holds for these rows, by name of the
-    class; NaN for rows that it lacks. Raises MetadataError where it is none, of other classes or of other rows.
+def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet, y_cls: Tensor) -> np.ndarray:
+    """The probabilities (N, classes) float32 that a predictions.parquet of evaluate.py holds for these rows of classes y_cls
+    (N,), by name of the class; NaN for rows that it lacks. Raises MetadataError where it is none, of other classes or of
+    other rows, which is seen by their labels.
     """
     import pandas as pd
 
@@ -225,7 +226,7 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> n
     try:
         said = pd.read_parquet(path)
         shares = said[columns].to_numpy(np.float32)
-        keys = row_keys(said)
+        keys, truth = row_keys(said), said["label"].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise MetadataError(
             f"{path} holds no probabilities of {', '.join(labels.names)} – make it with: "
@@ -236,8 +237,10 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet) -> n
     lacking = found.count(None)
     if lacking == len(found):
         raise MetadataError(f"{path} holds none of the training rows – score the teacher on metadata_train.parquet")
+    if any(at is not None and truth[at] != labels.names[index] for at, index in zip(found, y_cls.tolist(), strict=True)):
+        raise MetadataError(f"{path} gives these rows other labels: it is of another index – score the teacher on this one")
     if lacking:
-        print(f"teacher: {path} lacks {lacking} of {len(found)} rows, which learn from their labels alone")
+        print(f"teacher: {path} lacks {lacking} of {len(found)} rows, which have their labels' share of the loss alone")
     return np.stack([np.full(len(labels), np.nan, np.float32) if at is None else shares[at] for at in found])
 
 
@@ -309,7 +312,7 @@ class FERDataset(Dataset):
                 raise MetadataError(f"{parquet} has no FER+ votes to learn from – index with --ferplus fer2013new.csv")
             self.soft["teacher"] = shares_among(self.soft["votes"], self.labels)
         elif teacher is not None:
-            self.soft["teacher"] = torch.tensor(read_teacher(teacher, rows, self.labels))
+            self.soft["teacher"] = torch.tensor(read_teacher(teacher, rows, self.labels, self.y_cls))
         self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]
         self.pixels: np.ndarray | None = None
         if self.images is not None:

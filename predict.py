@@ -427,9 +427,15 @@ def write(
     """Write answers as they come, pictures before videos, in the form that is asked for; returns the exit status."""
     from tqdm import tqdm
 
-    text = table is None and not (args.json or args.jsonl)
     at_once = table is None and not args.json  # somebody may be waiting for each line
-    fallen_back = text and args.detector == "auto" and predictor.detector == "haar"  # to be said with the first answer
+    notes = []  # to be said with the first answer
+    if args.detector == "auto" and predictor.detector == "haar":
+        notes.append(f"faces are found by {DETECTOR_NAMES['haar']}")
+    if predictor.detector != "none" and predictor.preprocess.landmarks is None and predictor.preprocess.margin == 0.0:
+        notes.append(
+            f"{args.model} does not say how faces lie in its training pictures, so boxes are taken as they are found – an "
+            "ONNX file of export.py says it"
+        )
     failed, faces, documents = 0, 0, []
     videos: list[tuple[int, str]] = []
     names = sources.without_videos(names, videos)
@@ -437,16 +443,15 @@ def write(
         table.skip(names)
 
     def say(document: dict[str, Any], words: str) -> None:
-        nonlocal failed, fallen_back
+        nonlocal failed
         failed += document["error"] is not None
         if args.json:
             documents.append(document)
         elif args.jsonl:
             print(json.dumps(document, allow_nan=False), flush=True)
         else:
-            if fallen_back and document["error"] is None:
-                tqdm.write(f"predict.py: faces are found by {DETECTOR_NAMES['haar']}", file=sys.stderr)
-                fallen_back = False
+            while notes and document["error"] is None:
+                tqdm.write(f"predict.py: {notes.pop(0)}", file=sys.stderr)
             tqdm.write(words, file=sys.stdout if document["error"] is None else sys.stderr)
 
     shown = at_once and sys.stdout.isatty()  # answers that appear are a progress bar themselves

@@ -48,7 +48,8 @@ BESIDE = ("plain", "unseen")  # ends of the keys of figures that stand beside ac
 
 HEAD = """# Results
 
-Written by `make report` from the files under `results/`; no figure here is typed by hand. Networks are trained on the
+Written by `make report` from the files under `results/`; no figure of ours is typed by hand (published ones stand in
+`recipes.py`). Networks are trained on the
 training split, and whatever is chosen (epoch, temperature, adjustment) is chosen on the validation split (FER2013:
 PublicTest), nothing on the test split (FER2013: PrivateTest). Intervals are 95% (Wilson), for the sampling of test rows
 alone.
@@ -100,7 +101,10 @@ def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
     more: dict[str, Any] = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
     more |= {"scored": cut(run["scored"])} if "scored" in run else {}
     if "members" in run:
-        more["members"] = [member | {"command": cut(member["command"])} for member in run["members"]]
+        more["members"] = [
+            member | {"command": cut(member["command"]), "resumed": [cut(command) for command in member["resumed"]]}
+            for member in run["members"]
+        ]
     return run | {"command": cut(run["command"]), "args": settings} | more
 
 
@@ -176,11 +180,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def machine_of(values: dict[str, Any]) -> str:
-    """What a run was trained on, and in which precision."""
-    machine = values["run"]["machine"]
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-    where = machine["device"] if machine["device"] != "cpu" else f"{threads} of {machine['processor']}"
-    return f"{where}, {machine['precision'].split(',')[0]}"
+    """What a run, or the members of one, was trained on, and in which precision."""
+    said = []
+    for run in [values["run"], *values["run"].get("members", [])]:
+        for machine in [*run.get("earlier_machines", []), run["machine"]]:
+            threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+            where = machine["device"] if machine["device"] != "cpu" else f"{threads} of {machine['processor']}"
+            said.append(f"{where}, {machine['precision'].split(',')[0]}")
+    return " and ".join(dict.fromkeys(said))
 
 
 # Every documented system beside its own figures

@@ -61,7 +61,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("batch_size", type=int)
     flag("img_size", type=int, help="height and width in pixels")
     flag(
-        "first_size", type=int, help="of the training pictures at first, growing to --img_size: learns as much in less time"
+        "first_size", type=int, help="of the training pictures at first, growing to --img_size: early epochs take less time"
     )
     flag("augment", choices=sorted(AUGMENTATIONS | BATCH_AUGMENTATIONS), help="training augmentations")
     flag("affect", action=argparse.BooleanOptionalAction, help="a head for valence and arousal")
@@ -69,7 +69,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")
     flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
     flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
-    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps (default: the network's own)")
+    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps, in fernet in every block")
     flag("stem", choices=sorted(STEMS), help="first layers (default: stride2 for fernet, imagenet for ResNets)")
     flag("width", type=int, help="channels of fernet's first blocks")
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
@@ -306,7 +306,7 @@ def size_in_epoch(epoch: int, *, epochs: int, first_size: int | None, img_size: 
     """Side in pixels of the training pictures in an epoch, counted from 1: from first_size to img_size, SIZE_STEP_PX at a
     time, each for the same number of epochs (Tan and Le 2021, but for their growing augmentation)."""
     sizes = [*range(first_size or img_size, img_size, SIZE_STEP_PX), img_size]
-    return sizes[(epoch - 1) * len(sizes) // epochs]
+    return sizes[-(-epoch * len(sizes) // epochs) - 1]
 
 
 def frozen_in_epoch(

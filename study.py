@@ -80,9 +80,8 @@ class Run:
     def commands(self) -> list[str]:
         """What was typed: the trainings of its phases or members and what resumed them, then its scoring where that was no
         plain one."""
-        members = [member["command"] for member in self.values["run"].get("members", [])]
-        phases = [phase.values["run"] for phase in self.phases]
-        trained = members + [command for run in phases for command in (run["command"], *run.get("resumed", []))]
+        trainings = [*self.values["run"].get("members", []), *(phase.values["run"] for phase in self.phases)]
+        trained = [command for run in trainings for command in (run["command"], *run.get("resumed", []))]
         return trained + ([self.values["run"]["scored"]] if "scored" in self.values["run"] else [])
 
     @property

@@ -50,6 +50,7 @@ from models import (
     BACKBONE_OPTIONS,
     MODELS,
     VGGFACE2_PREPROCESS,
+    VOTED,
     Checkpoint,
     ExpressionNet,
     ModelError,
@@ -270,23 +271,26 @@ def machine() -> str:
 
 
 def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, device: torch.device, precision: str) -> None:
-    """Write run.json: the exact command (and those that resumed it), every setting, versions and machine."""
+    """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones)."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    here = {
+        "processor": machine(),
+        "threads": torch.get_num_threads(),
+        "device": accelerator,
+        "precision": precision,
+    }
     contents: dict[str, Any] = {
         "command": shlex.join(["python", "train.py", *argv]),
         "args": vars(args),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
-        "machine": {
-            "processor": machine(),
-            "threads": torch.get_num_threads(),
-            "device": accelerator,
-            "precision": precision,
-        },
+        "machine": here,
     }
     path = folder / "run.json"
     if args.resume is not None and path.is_file():
         first = json.loads(path.read_text(encoding="utf-8"))
         contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
+        earlier = [*first.get("earlier_machines", []), first["machine"]]
+        contents |= {"earlier_machines": [machine for machine in earlier if machine != here]}
     write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
@@ -530,6 +534,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     if args.affect and affect_rows == 0:
         print("valence/arousal: no training row has them, so that head stays untrained and is not used")
 
+    if args.votes_weight and train_set.labels == VOTED:
+        raise TrainingError("--votes_weight: the second head would learn the same classes – leave it out, or train fer7")
     if args.votes_weight and "votes" not in train_set.soft:
         raise TrainingError(f"--votes_weight: {args.train_meta} has no FER+ votes – index with --ferplus fer2013new.csv")
 
@@ -563,6 +569,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
     record_run(folder, args, argv, device=device, precision=reason)
+    if history:
+        append_history(folder / "history.jsonl", history)  # a line short where it was killed after last.pth was written
 
     from torch.utils.tensorboard import SummaryWriter
 

@@ -223,7 +223,7 @@ def test_pictures_that_do_not_apply_are_removed(
     scored: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(scored, out)
+    shutil.copytree(scored, out, ignore=shutil.ignore_patterns("*.pth"))
     path = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id_of(drawn), affect=False)
     assert evaluate.main([str(path), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(out)]) == 0
     assert {path.name for path in out.glob("affect_*")} == set()
@@ -356,6 +356,27 @@ def test_a_run_folder_stands_for_its_best_checkpoint(scored: Path, drawn: Path, 
     (run / "metrics.json").unlink()
     assert evaluate.main([str(run), "--meta", str(drawn / "metadata_val.parquet")]) == 0
     assert metrics_of(run) == metrics_of(scored) | {"exp": "again"}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
+    scored: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, meta = tmp_path / "out", ["--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / "out")]
+    assert evaluate.main([str(scored), *meta]) == 0
+    figures = metrics_of(out)
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["scored"].startswith("python evaluate.py")
+    for more, stays in (({}, True), ({"views": 10}, False)):
+        (out / "metrics_test.json").write_text(json.dumps(figures | {"split": "test"} | more), encoding="utf-8")
+        (out / "confusion_matrix_test.png").touch()
+        assert evaluate.main([str(scored), *meta]) == 0
+        assert (out / "metrics_test.json").is_file() is (out / "confusion_matrix_test.png").is_file() is stays
+    assert "was made in another way, and is removed" in capsys.readouterr().out
+    alone = shutil.copy(scored / "best.pth", tmp_path / "alone.pth")  # a network without a record of its training
+    assert evaluate.main([str(alone), *meta]) == 0
+    assert not (out / "run.json").exists() and not (out / "history.jsonl").exists()
+    (out / "last.pth").touch()
+    assert "is the folder of another training" in error_of(capsys, scored, *meta)
 
 
 def test_where_results_go() -> None:

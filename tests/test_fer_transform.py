@@ -576,7 +576,7 @@ def test_a_teacher_speaks_of_the_rows_that_it_has_seen_by_name(voted: Path, tmp_
     rows, _ = read_metadata(voted / "metadata_train.parquet")
     generator = np.random.default_rng(0)
     shares = generator.dirichlet(np.ones(7), size=len(rows))
-    table = rows[["path", "index"]].assign(
+    table = rows[["path", "index", "label"]].assign(
         **{f"p_{name}": shares[:, at] for at, name in enumerate(LABEL_SETS["fer7"].names)}
     )
     table.iloc[::-1].iloc[5:].to_parquet(tmp_path / "said.parquet")  # another order, and without the last five
@@ -589,9 +589,10 @@ def test_a_teacher_speaks_of_the_rows_that_it_has_seen_by_name(voted: Path, tmp_
     loader = BatchLoader(dataset, batch_size=8, device=CPU, sampler=list(range(len(dataset))))  # type: ignore[arg-type]
     soft = next(iter(loader))[3]
     assert torch.equal(soft["teacher"], said[:8]) and soft["votes"].shape == (8, 8)
-    for other, wrong in (("test", table), ("train", table.drop(columns="p_fear"))):
+    moved = table.assign(label=np.roll(table["label"], 1))
+    for other, wrong in (("test", table), ("train", table.drop(columns="p_fear")), ("train", moved)):
         wrong.to_parquet(tmp_path / "wrong.parquet")
-        with pytest.raises(MetadataError, match=r"metadata_train\.parquet"):
+        with pytest.raises(MetadataError, match=r"metadata_train\.parquet|of another index"):
             FERDataset(voted / f"metadata_{other}.parquet", preprocess=GREY_48, teacher=tmp_path / "wrong.parquet")
 
 
@@ -613,7 +614,7 @@ def test_a_teacher_of_picture_files(drawn: Path, tmp_path: Path) -> None:
     rows, _ = read_metadata(drawn / "metadata_train.parquet")
     names = LABEL_SETS["affectnet8"].names
     shares = np.random.default_rng(0).dirichlet(np.ones(8), size=len(rows))
-    table = rows[["path", "index"]].assign(**{f"p_{name}": shares[:, at] for at, name in enumerate(names)})
+    table = rows[["path", "index", "label"]].assign(**{f"p_{name}": shares[:, at] for at, name in enumerate(names)})
     table.to_parquet(tmp_path / "said.parquet")
     flags = {"preprocess": GREY_48, "teacher": tmp_path / "said.parquet"}
     dataset = FERDataset(drawn / "metadata_train.parquet", **flags)  # type: ignore[arg-type]

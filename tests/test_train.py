@@ -709,7 +709,7 @@ def test_votes_are_learnt_by_a_second_head_and_scored_by_its_label_set(voted: Pa
 def test_a_resumed_training_in_memory_equals_an_uninterrupted_one(
     voted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = [*fernet_flags(voted, tmp_path), "--no-score_test"]
+    flags = [*fernet_flags(voted, tmp_path), "--no-score_test", "--cutmix", "1", "--first_size", "16"]
     assert train.main([*flags, "--exp", "whole"]) == 0
     real, calls = train.train_one_epoch, []
 
@@ -725,6 +725,11 @@ def test_a_resumed_training_in_memory_equals_an_uninterrupted_one(
     assert train.main(["--resume", str(tmp_path / "cut")]) == 0
     whole, resumed = (read_checkpoint(tmp_path / name / "last.pth")["state_dict"] for name in ("whole", "cut"))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_votes_are_not_learnt_twice(voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, *fernet_flags(voted, tmp_path, "--label_set", "ferplus8"))
+    assert "--votes_weight: the second head would learn the same classes" in message
 
 
 def test_norms_and_biases_need_not_decay(voted: Path, tmp_path: Path) -> None:
