@@ -642,7 +642,7 @@ def test_the_test_split_is_scored_after_training_where_the_recipe_says_so(
 
 
 def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path: Path) -> None:
-    """The figures are those saved at training, to the last digit, and no training file is written."""
+    """The figures are those saved at training, to the last digit; no network is written, but where this one comes from."""
     flags = [*short_training(drawn, tmp_path), "--epochs", "0", "--resume", str(trained / "best.pth"), "--exp", "again"]
     assert train.main([*flags, "--test_meta", str(drawn / "metadata_val.parquet")]) == 0
     scored = json.loads((tmp_path / "again" / "metrics.json").read_text(encoding="utf-8"))
@@ -653,7 +653,10 @@ def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path:
         key: scored[key] for key in shared if scored[key] is not None
     }
     assert (tmp_path / "again" / "confusion_matrix.png").is_file()
-    assert not (tmp_path / "again" / "last.pth").exists() and not (tmp_path / "again" / "history.jsonl").exists()
+    assert not list((tmp_path / "again").glob("*.pth"))
+    record = json.loads((tmp_path / "again" / "run.json").read_text(encoding="utf-8"))
+    assert record["command"] == json.loads((trained / "run.json").read_text(encoding="utf-8"))["command"]
+    assert record["scored"].startswith(f"python evaluate.py {trained / 'best.pth'}")
 
 
 # Our own network
