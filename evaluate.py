@@ -281,18 +281,20 @@ def load_members(paths: Sequence[Path], label_set: str | None) -> list[Checkpoin
 def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | None) -> Path:
     """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">.
 
-    `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it.
+    `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it, and for the
+    folder of another training or of one of several.
     """
-    if out is not None and len(checkpoints) > 1 and any(path.parent.resolve() == out.resolve() for path in checkpoints):
-        raise EvaluationError(f"{out} is the folder of one of them – give the ensemble its own: --out runs/NAME")
-    if out is not None and (own is None or all(path.parent.resolve() != out.resolve() for path in checkpoints)):
-        return out
-    if own is not None:
-        raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
-    if len(checkpoints) > 1:
-        return Path("runs/ensemble")
     path = checkpoints[0]
-    return path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
+    by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
+    folder = out or (by_file if len(checkpoints) == 1 else Path("runs/ensemble"))
+    theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
+    if theirs and len(checkpoints) > 1:
+        raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
+    if own is not None and (out is None or theirs):
+        raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
+    if (folder / "last.pth").is_file() and not theirs:
+        raise EvaluationError(f"{folder} is the folder of another training – give --out runs/NAME")
+    return folder
 
 
 def predict_rows(
@@ -620,8 +622,6 @@ def main(argv: list[str] | None = None) -> int:
             )
         own = next((flag for flag, given in changing.items() if given), None)
         out = output_folder(checkpoints, args.out, own=own)
-        if (out / "last.pth").is_file() and all(path.parent.resolve() != out.resolve() for path in checkpoints):
-            raise EvaluationError(f"{out} is the folder of another training – give --out runs/NAME")
         loading = {"batch_size": args.batch_size, "workers": args.workers, "data_root": args.data_root, "tta": args.tta}
         loading["device"] = choose_device(args.device)
         steps = choose_steps(

@@ -44,12 +44,17 @@ class Predictions(NamedTuple):
 # Views
 
 
+def with_margin(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) with their edges repeated for 1/24 of their width all round: 2 of 48 px."""
+    step = max(1, round(images.shape[-1] / 24))
+    return functional.pad(images, (step, step, step, step), mode="replicate")
+
+
 def five_crops(images: Tensor) -> list[Tensor]:
-    """Images (N, C, H, W) as they are, then moved by 1/24 of their width into each corner, the edges repeated."""
-    step = max(1, round(images.shape[-1] / 24))  # 2 of 48 px
-    wide = functional.pad(images, (step, step, step, step), mode="replicate")
+    """Images (N, C, H, W) as they are, then moved into each corner of `with_margin`."""
+    wide = with_margin(images)
     height, width = images.shape[-2:]
-    corners = [(top, left) for top in (0, 2 * step) for left in (0, 2 * step)]
+    corners = [(top, left) for top in (0, wide.shape[-2] - height) for left in (0, wide.shape[-1] - width)]
     return [images, *(wide[..., top : top + height, left : left + width] for top, left in corners)]
 
 
@@ -59,10 +64,8 @@ def ten_crops(images: Tensor) -> list[Tensor]:
 
 
 def with_surroundings(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) seen from further away: the edges repeated for 1/24 of their width all round, in the same size."""
-    step = max(1, round(images.shape[-1] / 24))
-    wide = functional.pad(images, (step, step, step, step), mode="replicate")
-    return functional.interpolate(wide, images.shape[-2:], mode="bilinear", antialias=True)
+    """Images (N, C, H, W) seen from further away: `with_margin`, in the same size."""
+    return functional.interpolate(with_margin(images), images.shape[-2:], mode="bilinear", antialias=True)
 
 
 # Test-time augmentation: the views of a batch (N, C, H, W) whose probabilities are averaged, the plain one first.

@@ -181,11 +181,11 @@ MODELS = {
     # Mean and spread of FER2013's Training pixels.
     "fernet": ModelSpec(
         fernet,
-        48,
-        1,
-        (0.50774,),
-        (0.25501,),
-        0.3,
+        size_px=48,
+        channels=1,
+        mean=(0.50774,),
+        std=(0.25501,),
+        dropout=0.3,
         options={"width": 48, "stem": "stride2", "attention": "none", "stochastic_depth": 0.0},
     ),
     "resnet18": resnet_spec(18),

@@ -126,13 +126,11 @@ class EmotionPredictor:
             self.network = TorchNetwork(path, choose_device(device))
         self.detect, self.detector = make_detector(detector, detector_model)
         self.preprocess = self.network.preprocess
-        asked = LABEL_SETS[label_set] if label_set is not None else None
         heads: dict[str, LabelSet] = self.network.heads
-        self.head = next((name for name, labels in heads.items() if labels == asked), "logits")
-        if asked is None and "votes" in heads:
-            self.head = "votes"  # FER+'s labels of the same pictures are the cleaner ones
+        cleaner = heads.get("votes", heads["logits"])  # FER+'s labels of the same pictures
+        self.labels = cleaner if label_set is None else LABEL_SETS[label_set]
+        self.head = next((name for name, labels in heads.items() if labels == self.labels), "logits")
         own = heads[self.head]
-        self.labels = own if asked is None else asked
         # Where each class of the head goes, None for one that is left out.
         self.places = remap(own, self.labels) if self.labels != own else tuple(range(len(own)))
         lacking = without_source(own, self.labels)

@@ -49,10 +49,9 @@ BESIDE = ("plain", "unseen")  # ends of the keys of figures that stand beside ac
 HEAD = """# Results
 
 Written by `make report` from the files under `results/`; no figure of ours is typed by hand (published ones stand in
-`recipes.py`). Networks are trained on the
-training split, and whatever is chosen (epoch, temperature, adjustment) is chosen on the validation split (FER2013:
-PublicTest), nothing on the test split (FER2013: PrivateTest). Intervals are 95% (Wilson), for the sampling of test rows
-alone.
+`recipes.py`). Networks are trained on the training split, and whatever is chosen (epoch, temperature, adjustment) is chosen
+on the validation split (FER2013: PublicTest), nothing on the test split (FER2013: PrivateTest). Intervals are 95% (Wilson),
+for the sampling of test rows alone.
 """
 
 

@@ -69,7 +69,10 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     flag("head", choices=sorted(HEADS), help="linear and softmax, or cosines, with ArcFace's margin in training or without")
     flag("arc_s", type=float, help="scale of the cosines of --head arcface and cosine")
     flag("arc_m", type=float, help="angular margin of --head arcface, in radians")
-    flag("attention", choices=sorted(ATTENTION), help="on the last feature maps, in fernet in every block")
+    flag(
+        "attention", choices=sorted(ATTENTION),
+        help="on the last feature maps, in fernet in every block (default: the network's own)",
+    )  # fmt: skip
     flag("stem", choices=sorted(STEMS), help="first layers (default: stride2 for fernet, imagenet for ResNets)")
     flag("width", type=int, help="channels of fernet's first blocks")
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
@@ -135,17 +138,14 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 # The smallest and largest value of every number on the command line.
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf),
-    "first_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999),
-    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf), "warmup_epochs": (0, math.inf),
-    "lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf), "beta": (0, 1 - 1e-9),
-    "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2), "backbone_lr": (1e-12, math.inf), "step_epochs": (1, math.inf),
-    "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "mixup": (0, math.inf),
-    "cutmix": (0, math.inf), "ema": (0, 1 - 1e-9),
-    "width": (8, math.inf), "stochastic_depth": (0, 0.999),
-    "focal_gamma": (0, math.inf), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
-    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1),
-    "patience": (0, math.inf), "workers": (0, math.inf),
-    "seed": (0, 2**32 - 1),
+    "first_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999), "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2),
+    "width": (8, math.inf), "stochastic_depth": (0, 0.999), "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf),
+    "lr": (1e-12, math.inf), "backbone_lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf),
+    "step_epochs": (1, math.inf), "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "warmup_epochs": (0, math.inf),
+    "ema": (0, 1 - 1e-9), "mixup": (0, math.inf), "cutmix": (0, math.inf), "focal_gamma": (0, math.inf),
+    "beta": (0, 1 - 1e-9), "drw_epoch": (1, math.inf), "tau": (0, math.inf), "label_smoothing": (0, 1),
+    "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1), "patience": (0, math.inf),
+    "workers": (0, math.inf), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 # What makes a run what it is: resuming with another value would describe the network or its choice wrongly.
 KEPT_BY_RESUME = (
