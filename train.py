@@ -17,7 +17,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 from tqdm import tqdm
@@ -178,7 +179,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def validate(
-    model: ExpressionNet, loader: DataLoader, criterion: MultitaskLoss, *, device: torch.device, label: str
+    model: ExpressionNet, loader: Any, criterion: MultitaskLoss, *, device: torch.device, label: str
 ) -> dict[str, float]:
     """The scores of `evaluate.score` on the validation rows, and the loss (with the training's weights and smoothing)."""
     predictions = run_inference(model, loader, device=device, label=label)
@@ -195,15 +196,32 @@ def validate(
     return {"val_loss": loss.total.item()} | scores
 
 
+class Shrunk:
+    """A loader of validation pictures, made smaller to `size_px`: BatchNorm's statistics of small training pictures tell
+    nothing of large ones."""
+
+    def __init__(self, loader: DataLoader, size_px: int) -> None:
+        self.loader, self.size, self.dataset = loader, (size_px, size_px), loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, *labels in self.loader:
+            yield functional.interpolate(images, self.size, mode="bilinear", antialias=True), *labels
+
+
 class Progress:
     """Which epoch is best so far, and for how many epochs nothing has improved.
 
     The report stops early when neither validation accuracy nor regression RMSE (the mean of valence and arousal) improves
-    for `patience` epochs; 0 never stops. `select` names the score by which the best epoch is chosen.
+    for `patience` epochs; 0 never stops. `select` names the score by which the best epoch is chosen, of those with pictures
+    of `size_px`: lines of smaller ones, which say so, count for neither.
     """
 
-    def __init__(self, *, select: str, patience: int) -> None:
+    def __init__(self, *, select: str, patience: int, size_px: int = 0) -> None:
         self.select = select
+        self.size_px = size_px
         self.patience = patience
         self.best_epoch = 0
         self.best: dict[str, float] = {select: -math.inf, "accuracy": -math.inf, "rmse": math.inf}
@@ -211,6 +229,8 @@ class Progress:
 
     def update(self, line: dict[str, float]) -> bool:
         """Take in an epoch's line of the history; returns whether it is the best so far."""
+        if line.get("size_px", self.size_px) < self.size_px:
+            return False
         rmse = (line.get("valence_rmse", math.nan) + line.get("arousal_rmse", math.nan)) / 2  # NaN never improves
         improves = line["accuracy"] > self.best["accuracy"] or rmse < self.best["rmse"]
         chosen = line[self.select] > self.best[self.select]
@@ -245,9 +265,14 @@ def append_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 # TensorBoard's groups of curves: the beginning of a key of the history, and the group's. What does not move has no curve.
-CURVES = {"train_": "train/", "lr": "rate/lr", "time_s": "rate/time_s", "val_loss": "val/loss", "baseline_": None} | {
-    f"{kind}_": f"{kind}/" for kind in ("f1", "precision", "recall", "valence", "arousal")
-}
+CURVES = {
+    "train_": "train/",
+    "lr": "rate/lr",
+    "time_s": "rate/time_s",
+    "size_px": "rate/size_px",
+    "val_loss": "val/loss",
+    "baseline_": None,
+} | {f"{kind}_": f"{kind}/" for kind in ("f1", "precision", "recall", "valence", "arousal")}
 
 
 def curve_name(key: str) -> str | None:
@@ -554,7 +579,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     train_loader: Any = BatchLoader(train_set, **common) if in_memory else make_loader(train_set, workers=workers, **common)
     val_loader = make_loader(val_set, batch_size=BATCH_SIZE, workers=workers, device=device)
 
-    progress, last_epoch = Progress(select=args.select, patience=args.patience), args.epochs
+    progress, last_epoch = Progress(select=args.select, patience=args.patience, size_px=args.img_size), args.epochs
     history: list[dict[str, float]] = []
     if resumed is not None:
         history = restore(args.resume, resumed, model, average, optimizer, scaler, split_id=train_set.info["split_id"])
@@ -585,10 +610,12 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             lr = start_epoch(args, epoch, model, criterion, optimizer, history)
             order.manual_seed(epoch_seed(args.seed, epoch))
             train_set.set_epoch(epoch)
-            if in_memory:
-                sizes = {"first_size": args.first_size, "img_size": args.img_size}
-                train_loader.size_px = size_in_epoch(epoch, epochs=args.epochs, **sizes)
             line: dict[str, float] = {"epoch": epoch, "lr": lr}
+            shown: Any = val_loader
+            if args.first_size is not None:
+                size_px = size_in_epoch(epoch, epochs=args.epochs, first_size=args.first_size, img_size=args.img_size)
+                line["size_px"] = train_loader.size_px = size_px
+                shown = Shrunk(val_loader, size_px) if size_px < args.img_size else val_loader
             line |= train_one_epoch(
                 model,
                 train_loader,
@@ -603,7 +630,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 average=average,
                 label=f"epoch {epoch}/{args.epochs}",
             )
-            line |= validate(scored, val_loader, criterion, device=device, label="validation")
+            line |= validate(scored, shown, criterion, device=device, label="validation")
             line["time_s"] = round(time.monotonic() - start, 2)
             history.append(line)
             best = progress.update(line)

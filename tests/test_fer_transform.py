@@ -476,6 +476,15 @@ def test_the_affine_map_has_the_distribution_of_albumentations() -> None:
     assert (ours.mean(dim=0) - torch.from_numpy(image / 255.0)).abs().max() > 0.1  # the test can tell
 
 
+def test_a_share_of_the_pictures_is_not_warped() -> None:
+    image = smooth_picture()
+    strengths = replace(STILL, rotate_deg=20.0, scale=(0.8, 1.3), shift=0.1, unwarped=0.25)
+    variants = augmented(strengths, image, 2000)
+    plain = torch.from_numpy(image / 255.0).float()
+    far = torch.stack([(variants - face).abs().amax(dim=(1, 2)) for face in (plain, plain.flip(-1))]).amin(dim=0)
+    assert 0.21 < (far < 1e-5).float().mean() < 0.29
+
+
 def test_light_changes_about_the_mean_of_the_picture() -> None:
     image = np.full((48, 48), 100, np.uint8)
     image[:24] = 150  # mean 125

@@ -685,10 +685,29 @@ def test_training_pictures_grow(voted: Path, tmp_path: Path, monkeypatch: pytest
             yield batch
 
     monkeypatch.setattr(BatchLoader, "__iter__", noted)
+    validated: list[int] = []
+    infer = train.run_inference
+
+    def measured(model: Any, loader: Any, **more: Any) -> Any:
+        validated.extend({batch[0].shape[-1] for batch in loader})
+        assert len(list(loader)) == len(loader)
+        return infer(model, loader, **more)
+
+    monkeypatch.setattr(train, "run_inference", measured)
     flags = fernet_flags(voted, tmp_path, "--no-score_test", "--exp", "grown")
     assert train.main([*flags, "--first_size", "16", "--warmup_epochs", "0"]) == 0
     assert sorted(set(seen)) == [16, 24] and seen == sorted(seen)
-    assert load_checkpoint(tmp_path / "grown" / "best.pth").preprocess.size_px == 24
+    assert validated == [line["size_px"] for line in history_of(tmp_path / "grown")] and set(validated) == {16, 24}
+    best = load_checkpoint(tmp_path / "grown" / "best.pth")
+    assert best.preprocess.size_px == 24 and best.info["metrics"]["size_px"] == 24
+
+
+def test_epochs_of_small_pictures_are_not_chosen_and_do_not_stop() -> None:
+    progress = train.Progress(select="accuracy", patience=2, size_px=48)
+    for epoch in range(1, 5):
+        assert not progress.update({"epoch": epoch, "accuracy": 0.9, "size_px": 32})
+    assert not progress.exhausted and progress.best_epoch == 0
+    assert progress.update({"epoch": 5, "accuracy": 0.5, "size_px": 48}) and progress.best_epoch == 5
 
 
 def test_votes_are_learnt_by_a_second_head_and_scored_by_its_label_set(voted: Path, tmp_path: Path) -> None:
