@@ -33,8 +33,9 @@ satisfied = $(shell python3 -c '$(SATISFIES)' $(1) 2>/dev/null && echo python3)
 VENV := .venv/bin/python
 PYTHON := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt),$(VENV))
 PYTHON_DEV := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-export.txt requirements-dev.txt),$(VENV))
+PYTHON_APP := $(or $(wildcard $(VENV)),$(call satisfied,requirements.txt requirements-app.txt),$(VENV))
 READY := $(if $(filter $(VENV),$(PYTHON)),.venv/installed)
-READY_APP := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-app)
+READY_APP := $(if $(filter $(VENV),$(PYTHON_APP)),.venv/installed-app)
 READY_EXPORT := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-export)
 READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
 
@@ -156,7 +157,7 @@ predict: $(READY) ## read the face in IMG
 	$(PYTHON) predict.py "$(IMG)" $(ARGS)
 
 app: $(READY_APP) ## a web page on this machine that reads the faces of a picture
-	$(PYTHON) app.py $(ARGS)
+	$(PYTHON_APP) app.py $(ARGS)
 
 detector: $(READY) ## fetch the face detector YuNet (0.2 MB) from its official address, and check it
 	$(PYTHON) faces.py

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faces import MAX_PIXELS, Face
+
 import cv2
 import numpy as np
-
-from faces import MAX_PIXELS, Face
 
 BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
@@ -159,6 +159,7 @@ class Table:
                 raise TableError(f"{path} is there already – remove it, or give another name")
             if header_of(path) != columns(labels):
                 raise TableError(f"{path} has not the columns of this call – remove it, or give another name")
+            self.failed = errors_in(path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         size = self.go_on(resume=resume) if begun else 0
@@ -166,6 +167,7 @@ class Table:
         self.file.truncate(size)
         self.file.seek(size)
         if not size:
+            self.mark()  # a file without a note is complete
             self.file.write(self.encode([columns(labels)]))
             self.mark()
 
@@ -187,10 +189,11 @@ class Table:
         return size
 
     def encode(self, lines: Sequence[Sequence[Any]]) -> bytes:
-        """Lines of CSV; bytes of paths that are no text are written as \\udc..."""
+        """Lines of CSV; bytes of paths that are no text are written as \\udc..., a carriage return, which ends a line, as
+        \\r."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        return text.getvalue().encode("utf-8", "backslashreplace")
+        return text.getvalue().replace("\r", "\\r").encode("utf-8", "backslashreplace")
 
     def mark(self) -> None:
         """Note how far the file is whole."""
@@ -237,6 +240,17 @@ def header_of(path: Path) -> list[str]:
             return next(csv.reader(file), [])
     except (ValueError, csv.Error):  # pyarrow's own are ValueErrors, too
         return []
+
+
+def errors_in(path: Path) -> int:
+    """How many pictures of a complete table could not be read."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        column = pq.read_table(path, columns=["error"])["error"]
+        return len(column) - column.null_count
+    with path.open(newline="", encoding="utf-8") as file:
+        return sum(bool(line["error"]) for line in csv.DictReader(file))
 
 
 def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:

@@ -20,9 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from faces import DETECTORS, DetectorError, ImageError, make_detector, read_image
+
 from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, columns, rows
-from faces import DETECTORS, DetectorError, ImageError, find_yunet, read_image
 from figures import COLOURS
+from labels import LABEL_SETS
 from onnx_network import ModelError, OnnxNetwork
 from predict import EmotionPredictor, shipped
 
@@ -98,7 +100,7 @@ def read(picture: str | None, path: str, label_set: str, *, detector: str, model
     cannot be read, why."""
     if picture is None:
         return None, "", None, None
-    predictor = predictor_of(path, label_set or None, detector, model)
+    predictor = predictor_of(path, label_set if label_set in LABEL_SETS else None, detector, model)
     try:
         image = read_image(picture)
     except ImageError as error:
@@ -165,9 +167,9 @@ def build_page(*, detector: str, model: str | None) -> Any:
             table = gr.Dataframe(label="table", interactive=False, wrap=False)
             download = gr.DownloadButton("download the table", size="sm")
         shown = [drawn, said, table, download, below]
-        for event in (image.change, network.change, labels.change):
+        chosen = network.change(choose, network, labels, api_visibility="private")
+        for event in (image.change, labels.input, chosen.then):  # of another network once its classes are there
             event(answer, [image, network, labels], shown, show_progress="minimal", api_visibility="private")
-        network.change(choose, network, labels, api_visibility="private")
     return page
 
 
@@ -202,7 +204,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fer-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            page = build_page(detector=args.detector, model=find_yunet(args.detector_model))
+            make_detector(args.detector, args.detector_model)  # so that a lacking file is said now
+            page = build_page(detector=args.detector, model=args.detector_model)
             print(f"http://{HOST}:{args.port} – Ctrl-C ends it", flush=True)
             launch(page, port=args.port, browser=args.browser, wait=True)
         except ModuleNotFoundError:

@@ -9,10 +9,10 @@ Our own network, the imbalance-aware document's light CNN, torchvision's network
 from collections.abc import Callable
 from typing import Any
 
+from faces import Preprocess
+
 import torch
 from torch import Tensor, nn
-
-from faces import Preprocess
 
 
 class LightCNN(nn.Sequential):

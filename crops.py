@@ -12,11 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from pathlib import Path
-
-import cv2
-from tqdm import tqdm
 
 from faces import (
     DETECTORS,
@@ -29,6 +27,9 @@ from faces import (
     make_detector,
     read_image,
 )
+
+import cv2
+from tqdm import tqdm
 
 # Where YuNet's landmarks lie on average in FER2013's Training pictures, as shares of the side, and the margin that these
 # have round the box of the Haar cascade; both measured on 1,000 of them, as export.py does.
@@ -67,11 +68,14 @@ def crop_file(name: str, *, source: Path, target: Path, detector: str, model: st
         shutil.copy(here, temporary)
         temporary.replace(there)
         return COPIED
+    there.unlink(missing_ok=True)  # the crop of a picture that was another one then
     try:
         image = read_image(here)
+        faces = detector_of(detector, model)(image)
     except ImageError as error:
         return str(error)
-    faces = detector_of(detector, model)(image)
+    except (cv2.error, MemoryError):
+        return "too large to be searched for faces"
     if not faces:
         return "no face found"
     face = faces[0]
@@ -113,17 +117,25 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
         raise CropError(f"--workers {workers}: give a number from 1 to {WORKERS_MAX}")
     _, used = make_detector(detector, model)  # so that a lacking file is said once
     note = target / ".detector"
+    if not note.is_file() and target.is_dir() and any(target.iterdir()):
+        raise CropError(f"{target} holds other files than crops – give an empty folder")
     if note.is_file() and note.read_text(encoding="utf-8") != used:
         raise CropError(f"{target} holds crops by {note.read_text(encoding='utf-8')}, not {used} – give another folder")
     target.mkdir(parents=True, exist_ok=True)
     note.write_text(used, encoding="utf-8")
     names = list(files_of(source, target))
+    for name in set(files_of(target, source)) - {*names, note.name}:
+        if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+            (target / name).unlink()  # its photo is gone
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
     outcomes: Counter[str] = Counter()
-    with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
-        done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
-        for outcome in tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None):
-            outcomes[outcome] += 1
+    try:
+        with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
+            done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
+            for outcome in tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None):
+                outcomes[outcome] += 1
+    except BrokenProcessPool:
+        raise CropError("a worker process ended unexpectedly (out of memory?) – try --workers 1") from None
     return outcomes
 
 

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from faces import DetectorError, Preprocess, find_yunet, haar_faces, make_detector, to_channels
+
 import cv2
 import numpy as np
 import torch
@@ -28,7 +30,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluate import EvaluationError, check_belongs
-from faces import DetectorError, Preprocess, find_yunet, haar_faces, make_detector, to_channels
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
@@ -362,6 +363,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"export.py: {error.name} is missing – run: pip install -r requirements-export.txt", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nexport.py: interrupted", file=sys.stderr)
+        return 130
     print("\n".join(lines))
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     print(f"try it: python predict.py --model {shlex.quote(str(out))} face.jpg")

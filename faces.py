@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-# OpenCV reads its own limit once, when it is loaded; a picture above it is refused before memory is taken for it.
+# OpenCV reads its own limit once, when it is loaded; a picture above it is refused before memory is taken for it. So this
+# script is imported before OpenCV: pyproject.toml has ruff put it first.
 MAX_PIXELS = 100_000_000
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
@@ -30,15 +31,18 @@ YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 YUNET_ADDRESS = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_FILE}"
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 YUNET_SCORE = 0.6  # below it nothing is a face
-YUNET_SIDE_PX, YUNET_SIDE_MIN_PX = 1280, 64
+SEARCHED_MAX_PX, YUNET_SIDE_MIN_PX = 1280, 64  # of a side
 ALIGNED_MAX_PX = 1024  # side of an aligned crop; more than any network sees
 DETECTORS = ("auto", "yunet", "haar", "none")
 Detector = Callable[[np.ndarray], "list[Face]"]
 TAIL_BYTES = 1024  # the end marker is looked for in so many last bytes: some programs write padding behind it
+FILE_MAX_BYTES = 1_000_000_000  # more than MAX_PIXELS of any format take
+HAAR = threading.local()  # the cascade of each thread
 
+JPEG = b"\xff\xd8\xff"
 # First bytes of each format, and the bytes that must stand near its end (None: the format has no end marker).
 SIGNATURES: tuple[tuple[bytes, bytes | None], ...] = (
-    (b"\xff\xd8\xff", b"\xff\xd9"),
+    (JPEG, b"\xff\xd9"),
     (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
     (b"BM", None),
     (b"RIFF", None),
@@ -75,7 +79,7 @@ def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | 
     """What is wrong with an image file, judged by its size, header and end marker, or None where nothing is.
 
     Cheap: one open, two reads, no decoding unless `decode`. Reasons are short and constant, so that they can be counted:
-    "missing", "not a file", "unreadable", "empty", "not an image", "truncated", "cannot be decoded".
+    "missing", "not a file", "unreadable", "empty", "larger than 1000 MB", "not an image", "truncated", "cannot be decoded".
     """
     try:
         # O_NONBLOCK, because opening a named pipe would wait for its writer.
@@ -96,11 +100,15 @@ def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | 
             tail = os.read(descriptor, TAIL_BYTES)
         else:
             tail = head
+        fault = bytes_fault(head, tail, size)
+        if fault == "truncated" and head.startswith(JPEG):
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                fault = None if jpeg_is_whole(file.read()) else fault
     except OSError:
         return "unreadable"
     finally:
         os.close(descriptor)
-    fault = bytes_fault(head, tail, size)
     if fault is None and decode:
         try:
             read_image(path)
@@ -113,6 +121,8 @@ def bytes_fault(head: bytes, tail: bytes, size: int) -> str | None:
     """The fault of an image of `size` bytes, given its first and last bytes (up to TAIL_BYTES each), or None."""
     if size == 0:
         return "empty"
+    if size > FILE_MAX_BYTES:
+        return f"larger than {FILE_MAX_BYTES // 1_000_000} MB"
     for signature, end_marker in SIGNATURES:
         if not head.startswith(signature):
             continue
@@ -128,6 +138,16 @@ def bytes_fault(head: bytes, tail: bytes, size: int) -> str | None:
             return "truncated"
         return None
     return "not an image"
+
+
+def jpeg_is_whole(content: bytes) -> bool:
+    """Whether the picture of a JPEG has its end marker, wherever: telephones write a film behind it."""
+    position = 2
+    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":  # up to its data
+        position += 1
+        if content[position : position + 1] != b"\xff":  # which may be repeated before a marker
+            position += 1 + int.from_bytes(content[position + 1 : position + 3], "big")
+    return content.find(b"\xff\xd9", position) >= 0
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -150,17 +170,18 @@ def decode_image(data: np.ndarray) -> np.ndarray:
     """Encoded bytes (uint8, (n,)) as an RGB image, uint8 (H, W, 3); see `read_image`. Raises `ImageError`."""
     if not png_is_whole(data):
         raise ImageError("truncated")
+    too_large = ImageError(f"larger than {MAX_PIXELS // 1_000_000} million pixels")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        alpha = decode_alpha(data, image) if image is not None else None
+        if image is None:
+            raise ImageError("cannot be decoded")
+        if image.shape[0] * image.shape[1] > MAX_PIXELS:  # where OpenCV was loaded before its limit was set
+            raise too_large
+        alpha = decode_alpha(data, image)
     except cv2.error as error:
         if "MAX_IMAGE_PIXELS" in str(error) or "pixels" in str(error):
-            raise ImageError(f"larger than {MAX_PIXELS // 1_000_000} million pixels") from error
+            raise too_large from error
         raise ImageError("cannot be decoded") from error
-    if image is None:
-        raise ImageError("cannot be decoded")
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:  # where OpenCV was loaded before its limit was set
-        raise ImageError(f"larger than {MAX_PIXELS // 1_000_000} million pixels")
     if alpha is not None:
         image = np.rint(image * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -206,21 +227,46 @@ def looks_like_crop(image: np.ndarray) -> bool:
     return max(height, width) <= CROP_SIZE_MAX_PX and max(height, width) <= 1.25 * min(height, width)
 
 
+def searched(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """A picture as faces are looked for in it, with SEARCHED_MAX_PX on its longer side at most, and how many pixels of the
+    picture one of these is across and down."""
+    height, width = image.shape[:2]
+    scale = min(1.0, SEARCHED_MAX_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size != (width, height):
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image, width / size[0], height / size[1]
+
+
 def haar_faces(image: np.ndarray) -> list[Face]:
     """Faces of an RGB image, uint8 (H, W, 3), largest first, found by OpenCV's frontal Haar cascade (Viola and Jones 2001).
 
-    Faces under 40 px are not looked for. The cascade gives no score: it is NaN.
+    Faces under 40 px of `searched` are not looked for. The cascade gives no score: it is NaN.
     """
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")  # type: ignore[attr-defined]
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    boxes = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(40, 40))
-    return largest_first(Face(int(x), int(y), int(w), int(h), math.nan) for x, y, w, h in boxes)
+    if not hasattr(HAAR, "cascade"):
+        HAAR.cascade = haar_cascade()
+    small, across, down = searched(image)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    boxes = HAAR.cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(40, 40))
+    return largest_first(
+        Face(round(x * across), round(y * down), round(w * across), round(h * down), math.nan) for x, y, w, h in boxes
+    )
+
+
+def haar_cascade() -> Any:
+    """OpenCV's frontal face cascade, read by Python: OpenCV cannot open paths with non-Latin letters on Windows."""
+    path = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"  # type: ignore[attr-defined]
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        storage = cv2.FileStorage(file.read(), cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+    cascade = cv2.CascadeClassifier()
+    cascade.read(storage.getFirstTopLevelNode())
+    return cascade
 
 
 class YuNet:
     """The face detector of Wu, Peng and Yu (2023): boxes, scores and five landmarks. Raises DetectorError.
 
-    Pictures are searched at YUNET_SIDE_PX on their longer side at most: its faces have 10 to 300 px.
+    It looks at `searched` pictures: its faces have 10 to 300 px.
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
@@ -229,27 +275,23 @@ class YuNet:
                 raise DetectorError(f"{model} not found, which FER_DETECTOR names – unset it, or give --detector haar")
             raise DetectorError(f"{model} not found – run: make detector, or give --detector haar")
         try:
-            self.network = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold=YUNET_SCORE)
-        except cv2.error as error:
+            content, nothing = np.fromfile(model, np.uint8), np.empty(0, np.uint8)
+            self.network = cv2.FaceDetectorYN.create("onnx", content, nothing, (64, 64), score_threshold=YUNET_SCORE)
+            self.network.detect(np.zeros((64, 64, 3), np.uint8))  # another network is loaded all the same
+        except (cv2.error, OSError) as error:
             raise DetectorError(f"{model} is not YuNet's ONNX file – run: make detector, or give --detector haar") from error
         self.lock = threading.Lock()  # the network keeps its input size between two calls
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Faces of an RGB image, uint8 (H, W, 3), largest first."""
-        height, width = image.shape[:2]
-        scale = min(1.0, YUNET_SIDE_PX / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        searched = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        if size != (width, height):
-            searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
-        if min(size) < YUNET_SIDE_MIN_PX:  # below it OpenCV reads memory that nobody has written
-            below, right = (max(0, YUNET_SIDE_MIN_PX - length) for length in size[::-1])
-            searched = cv2.copyMakeBorder(searched, 0, below, 0, right, cv2.BORDER_CONSTANT)
-        across, down = width / size[0], height / size[1]
-        size = searched.shape[1], searched.shape[0]
+        small, across, down = searched(image)
+        small = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+        if min(small.shape[:2]) < YUNET_SIDE_MIN_PX:  # below it OpenCV reads memory that nobody has written
+            below, right = (max(0, YUNET_SIDE_MIN_PX - length) for length in small.shape[:2])
+            small = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT)
         with self.lock:
-            self.network.setInputSize(size)
-            rows = self.network.detect(searched)[1]  # (n, 15): x, y, w, h, five times (x, y), score
+            self.network.setInputSize((small.shape[1], small.shape[0]))
+            rows = self.network.detect(small)[1]  # (n, 15): x, y, w, h, five times (x, y), score
         faces = []
         for row in [] if rows is None else rows[np.isfinite(rows).all(axis=1)].astype(float):
             x, y, w, h = row[0] * across, row[1] * down, row[2] * across, row[3] * down
@@ -299,6 +341,8 @@ def make_detector(name: str = "auto", model: str | os.PathLike[str] | None = Non
     """A detector, RGB image → faces, and its name: YuNet where its file is found ("auto"), else the Haar cascade; "none"
     finds nothing, for pictures that are faces already. Raises DetectorError.
     """
+    if model is not None and name in ("haar", "none"):
+        raise DetectorError(f"--detector_model is YuNet's file, which --detector {name} does not use")
     found = find_yunet(model)
     if name == "auto":
         name = "haar" if found is None else "yunet"
@@ -341,9 +385,14 @@ def align_face(image: np.ndarray, landmarks: ArrayLike, template: ArrayLike) -> 
     step = turn * side / pixels  # a pixel of the crop, in the picture
     corner = to_middle - side * turn @ from_middle
     middle = corner + step @ np.array([0.5, 0.5]) - 0.5  # where the middle of the crop's first pixel lies
+    # The part of the picture that the square may lie on, and a border: OpenCV warps no picture of more than 32,767 px.
+    corners = corner + side * np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) @ turn.T
+    bounds = np.array(image.shape[1::-1])
+    first = np.clip(np.floor(corners.min(axis=0)).astype(int) - 2, 0, bounds - 1)
+    last = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 3, first + 1, bounds)
     return cv2.warpAffine(
-        image,
-        np.column_stack([step, middle]),
+        image[first[1] : last[1], first[0] : last[0]],
+        np.column_stack([step, middle - first]),
         (pixels, pixels),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,

@@ -18,6 +18,8 @@ from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
 
+from faces import ImageError, Preprocess, read_image, to_channels
+
 import cv2
 import numpy as np
 import torch
@@ -26,7 +28,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from faces import ImageError, Preprocess, read_image, to_channels
 from labels import LABEL_SETS, LabelSet, remap
 from layouts import FERPLUS_VOTES, ferplus_distribution, ferplus_majority
 from metadata_parallel import MetadataError, read_metadata, resolve_data_root

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from faces import IMAGE_EXTENSIONS, TAIL_BYTES, bytes_fault, image_fault
+
 import cv2
 import numpy as np
 
-from faces import IMAGE_EXTENSIONS, TAIL_BYTES, bytes_fault, image_fault
 from labels import LABEL_SETS, canonical
 
 SPLITS = ("train", "val", "test")

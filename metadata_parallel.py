@@ -29,6 +29,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from faces import DETECTORS, DetectorError
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +39,6 @@ from tqdm import tqdm
 
 import crops
 import layouts
-from faces import DETECTORS, DetectorError
 from labels import CANONICAL_NAMES, LABEL_SETS, LabelSet, remap
 from layouts import FERPLUS_VOTES, SPLITS, FaceChunk, Layout, MetadataError, Part
 

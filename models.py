@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faces import Preprocess
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
-from faces import Preprocess
 from labels import LABEL_SETS, LabelSet, label_set_of
 from onnx_network import ModelError, OnnxNetwork
 

@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from faces import Preprocess
+
 import numpy as np
 
-from faces import Preprocess
 from labels import LabelSet, label_set_of
 
 ONNX_FORMAT = 1

@@ -28,6 +28,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
+
+import cv2
 import numpy as np
 
 import sources
@@ -42,13 +45,13 @@ from answers import (
     to_dict,
     to_text,
 )
-from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
 from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 DEFAULT_MODEL = "lightcnn"
-BATCH_PICTURES = 32  # whose faces go through the network together
+BATCH_PICTURES = 32  # that are read before their faces go through the network
+BATCH_FACES = 64  # that go through it together
 
 
 def shipped() -> dict[str, Path]:
@@ -150,6 +153,11 @@ class EmotionPredictor:
         found = [self.find(as_rgb(image, order)) for image in images]
         return list(zip(self.answer_found(found), (faces.detected for faces in found), strict=True))
 
+    def predict_frame(self, image: np.ndarray) -> list[FacePrediction]:
+        """The faces of an RGB frame of a video or camera; with detector "none" the frame is one."""
+        predictions, detected = self.predict(image)
+        return predictions if detected or self.detector == "none" else []
+
     def find(self, image: np.ndarray) -> Found:
         """The faces of an RGB image."""
         faces = self.detect(image)
@@ -228,7 +236,11 @@ class EmotionPredictor:
         """Predictions for inputs of the network, float32 (C, H, W), and the boxes they came from; as `classify`."""
         if not inputs:
             return []
-        said = self.network(np.stack(inputs))  # of (N, C, H, W)
+        parts = [
+            self.network(np.stack(inputs[first : first + BATCH_FACES]))  # of (N, C, H, W)
+            for first in range(0, len(inputs), BATCH_FACES)
+        ]
+        said = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not all(np.isfinite(values).all() for values in said.values()):
             raise ModelError("the network answers with no numbers: its weights are damaged – give another --model")
         logits = said[self.head].astype(np.float64) / self.network.temperatures[self.head]
@@ -293,10 +305,13 @@ def answers(
         for number, name in part:
             try:
                 image = sources.read(name)
+                found.append(predictor.find(image))
             except ImageError as error:
                 results[number] = Answer(name, False, [], str(error))
                 continue
-            found.append(predictor.find(image))
+            except (cv2.error, MemoryError):  # one picture of many must not end them all
+                results[number] = Answer(name, False, [], "too large to be searched for faces")
+                continue
             readable.append((number, name))
         for (number, name), each, said in zip(readable, found, predictor.answer_found(found), strict=True):
             results[number] = Answer(name, each.detected, said, None)
@@ -364,8 +379,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--explain writes pictures of the faces in pictures: give --save DIR, too")
     if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard):
         parser.error("--webcam shows a window and writes nothing but what s saves: leave out the others")
-    if args.detector_model is not None and args.detector in ("haar", "none"):
-        parser.error(f"--detector_model is YuNet's file, which --detector {args.detector} does not use")
     if (args.webcam is None) == (not args.images):
         parser.error("give pictures or videos, or --webcam")
     if args.resume and path is None:
@@ -378,6 +391,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{path} is a folder: give the name of a file in it, too")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be text
     try:
         shard = sources.shard_of(args.shard)
         predictor = EmotionPredictor(
@@ -390,7 +405,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.webcam is not None:
             import video
 
-            video.watch(args.webcam, predictor.predict, save=args.save or Path())
+            for remark in remarks(predictor, args):
+                print(f"predict.py: {remark}", file=sys.stderr)
+            video.watch(args.webcam, predictor.predict_frame, save=args.save or Path())
             return 0
         if path is not None and shard[1] > 1:
             path = path.with_name(f"{path.stem}-{shard[0] + 1}of{shard[1]}{path.suffix}")  # a file of its own
@@ -399,8 +416,12 @@ def main(argv: list[str] | None = None) -> int:
         table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
         if table is not None and table.complete:
             print(f"{path} is complete already: nothing was read")
-            return 0
-        return write(predictor, sources.numbered(sources.expand(args.images, leave_out=args.save), shard), args, table)
+            status = 1 if table.failed else 0
+        else:
+            names = sources.numbered(sources.expand(args.images, leave_out=args.save), shard)
+            status = write(predictor, names, args, table)
+        by_torchrun = args.shard is None and shard[1] > 1
+        return 0 if by_torchrun else status  # it would end the other shards for a picture that cannot be read
     except (ModelError, DetectorError, sources.SourceError, TableError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
@@ -412,6 +433,19 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None:
             print("\npredict.py: interrupted – to go on, call it again with --resume", file=sys.stderr)
         return 130
+
+
+def remarks(predictor: EmotionPredictor, args: argparse.Namespace) -> list[str]:
+    """What is to be said once, on standard error, of how faces are found."""
+    said = []
+    if args.detector == "auto" and predictor.detector == "haar":
+        said.append(f"faces are found by {DETECTOR_NAMES['haar']}")
+    if predictor.detector != "none" and predictor.preprocess.landmarks is None and predictor.preprocess.margin == 0.0:
+        said.append(
+            f"{args.model} does not say how faces lie in its training pictures, so boxes are taken as they are found – an "
+            "ONNX file of export.py says it"
+        )
+    return said
 
 
 def file_digest(path: Path) -> str:
@@ -426,19 +460,16 @@ def write(
     from tqdm import tqdm
 
     at_once = table is None and not args.json  # somebody may be waiting for each line
-    notes = []  # to be said with the first answer
-    if args.detector == "auto" and predictor.detector == "haar":
-        notes.append(f"faces are found by {DETECTOR_NAMES['haar']}")
-    if predictor.detector != "none" and predictor.preprocess.landmarks is None and predictor.preprocess.margin == 0.0:
-        notes.append(
-            f"{args.model} does not say how faces lie in its training pictures, so boxes are taken as they are found – an "
-            "ONNX file of export.py says it"
-        )
+    notes = remarks(predictor, args)
     failed, faces, documents = 0, 0, []
     videos: list[tuple[int, str]] = []
     names = sources.without_videos(names, videos)
     if table is not None:
         table.skip(names)
+
+    def remark() -> None:
+        while notes:
+            tqdm.write(f"predict.py: {notes.pop(0)}", file=sys.stderr)
 
     def say(document: dict[str, Any], words: str) -> None:
         nonlocal failed
@@ -448,8 +479,8 @@ def write(
         elif args.jsonl:
             print(json.dumps(document, allow_nan=False), flush=True)
         else:
-            while notes and document["error"] is None:
-                tqdm.write(f"predict.py: {notes.pop(0)}", file=sys.stderr)
+            if document["error"] is None:
+                remark()
             tqdm.write(words, file=sys.stdout if document["error"] is None else sys.stderr)
 
     shown = at_once and sys.stdout.isatty()  # answers that appear are a progress bar themselves
@@ -457,6 +488,7 @@ def write(
     with tqdm(unit="picture", initial=begun, leave=table is not None, disable=True if shown else None) as bar:
         for part in answers(predictor, names, save=args.save, explain=args.explain, batch=1 if at_once else BATCH_PICTURES):
             if table is not None:
+                remark()
                 table.write(part)
                 faces += sum(len(result.faces) for _, result in part)
             else:
@@ -488,11 +520,11 @@ def read_video(predictor: EmotionPredictor, name: str, *, save: Path | None, sav
     import video
 
     try:
-        tracks = video.follow(name, predictor.predict, save=save, name=save_as)
+        tracks = video.follow(name, predictor.predict_frame, save=save, name=save_as)
     except sources.SourceError as error:
-        return {"path": name, "tracks": [], "error": str(error)}, str(error)
-    document = {"path": name, "tracks": [video.track_to_dict(track) for track in tracks], "error": None}
-    return document, video.describe_tracks(name, tracks)
+        return {"path": name, "detector": predictor.detector, "tracks": [], "error": str(error)}, str(error)
+    document = {"path": name, "detector": predictor.detector, "tracks": [video.track_to_dict(track) for track in tracks]}
+    return document | {"error": None}, video.describe_tracks(name, tracks)
 
 
 if __name__ == "__main__":

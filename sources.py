@@ -20,9 +20,9 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from faces import IMAGE_EXTENSIONS, ImageError, decode_image, read_image
+
+import numpy as np
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 ADDRESS_MAX_BYTES, ADDRESS_WAIT_S = 50_000_000, 30

@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from faces import Preprocess
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,6 @@ from tqdm import tqdm
 
 import evaluate
 from evaluate import score, write_text
-from faces import Preprocess
 from fer_transform import BatchLoader, FERDataset, default_workers, epoch_seed, make_loader
 from figures import plot_history
 from inference import BATCH_SIZE, run_inference

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from faces import Face
+
 import cv2
 import numpy as np
 
 from answers import FacePrediction, annotate
-from faces import Face
 from sources import SourceError, is_address
 
 # FFmpeg reads it with the first video; what is wrong with one is said by SourceError.
@@ -29,10 +30,10 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 SMOOTHING_S = 0.5  # after which a new expression counts for 63%
 OVERLAP_MIN = 0.2  # of the boxes of one person in two frames
 PATIENCE_S = 1.0  # for which a person may be out of sight
+MPEG4_TIMEBASE_MAX = 65_535  # frames a second times the power of ten that makes them a whole number
 FPS_ASSUMED = 25.0  # of files that do not say
 WINDOW = "FER: q quits, s saves"
-# (H, W, 3) RGB → the faces in it, and whether they were detected.
-Predict = Callable[[np.ndarray], tuple[list[FacePrediction], bool]]
+Predict = Callable[[np.ndarray], list[FacePrediction]]  # (H, W, 3) RGB → the faces in it
 
 
 @dataclass
@@ -133,6 +134,7 @@ def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
     """An MP4 file under a temporary name, which gets its own when it is whole. Raises SourceError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.partial.mp4")
+    fps = round(fps, max(0, int(math.log10(MPEG4_TIMEBASE_MAX / fps))))
     temporary.write_bytes(b"")  # raises OSError where nothing can be written: OpenCV does not say why it cannot
     writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))  # type: ignore[attr-defined]
     try:
@@ -178,8 +180,7 @@ def follow(path: str, predict: Predict, *, save: Path | None, name: str = "") ->
     with opened(path) as capture, ExitStack() as files:
         writer = None
         for number, time_s, image in frames(capture, Path(path).name):
-            predictions, detected = predict(image)
-            tracks = tracker.update(time_s, number, predictions if detected else [])
+            tracks = tracker.update(time_s, number, predict(image))
             if save is not None:
                 if writer is None:
                     writer = files.enter_context(writing(save / f"{stem}_annotated.mp4", rate(capture), image.shape))
@@ -278,9 +279,9 @@ def watch(camera: int, predict: Predict, *, save: Path) -> int:
                 if not there:
                     raise SourceError(f"camera {camera} gives no picture – is another program using it?")
                 image = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                predictions, detected = predict(image)
+                predictions = predict(image)
                 now = time.monotonic() - begin
-                tracks = tracker.update(now, shown, predictions if detected else [])
+                tracks = tracker.update(now, shown, predictions)
                 drawn = cv2.cvtColor(annotate(image, [track.smoothed[-1] for track in tracks]), cv2.COLOR_RGB2BGR)
                 tracker.forget(now)
                 shown += 1

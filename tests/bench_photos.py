@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from faces import Face, find_yunet, make_detector, read_image, to_channels
+
 from fer_transform import FERDataset
 from predict import DEFAULT_MODEL, EmotionPredictor
 from video import overlap

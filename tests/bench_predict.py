@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from faces import read_image  # noqa: E402 - found through the line above
+
 from onnx_network import OnnxNetwork  # noqa: E402
 from predict import DEFAULT_MODEL, network_file  # noqa: E402
 from sample_faces import draw_face  # noqa: E402

@@ -4,14 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
+import faces
+from faces import Face, read_image
+
 import cv2
 import numpy as np
 import pytest
 
 import crops
-import faces
 import metadata_parallel
-from faces import Face, read_image
 from fer_transform import read_metadata
 
 LANDMARKS = np.array(crops.FER2013_LANDMARKS).reshape(5, 2)
@@ -81,6 +82,19 @@ def test_a_folder_is_cropped_and_the_rest_goes_along(photos: Path, capsys: pytes
     assert (target / "a" / "1_exp.npy").read_bytes() == b"notes"
 
 
+def test_crops_of_photos_that_changed_or_went_are_removed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "crops"
+    assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
+    for name in ("a/1.png", "a/gone.png"):
+        (target / name).write_bytes(b"a crop")
+    later = (target / "a" / "1.png").stat().st_mtime + 100
+    os.utime(photos / "a" / "1.png", (later, later))
+    assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == [".detector", "a/1_exp.npy"]
+
+
 def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source, target, said in (
         (photos, photos, "cannot be written over"),
@@ -96,6 +110,10 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "by" / ".detector").write_text("yunet", encoding="utf-8")
     assert crops.main([str(photos), str(tmp_path / "by"), "--detector", "haar"]) == 2
     assert "holds crops by yunet, not haar" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cat.png").write_bytes(b"a cat")
+    assert crops.main([str(photos), str(tmp_path / "mine"), "--detector", "haar"]) == 2
+    assert "holds other files than crops" in capsys.readouterr().err and (tmp_path / "mine" / "cat.png").is_file()
     data = ["--data", str(photos), "--out", str(tmp_path / "meta")]
     for words in (["--crop", str(tmp_path / "c"), "--test_data", str(photos)], ["--detector", "haar"]):
         assert metadata_parallel.main([*data, *words]) == 2

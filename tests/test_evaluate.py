@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from faces import Preprocess, read_image
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,6 @@ import metadata_parallel
 import metrics
 import report
 from evaluate import score, to_json
-from faces import Preprocess, read_image
 from fer_transform import FERDataset
 from labels import LABEL_SETS, MERGES, LabelSet
 from models import build_model, describe, save_checkpoint

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from faces import Face, Preprocess
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,6 @@ import export
 import metadata_parallel
 import models
 import train
-from faces import Face, Preprocess
 from fer_transform import FERDataset
 from labels import LABEL_SETS
 from models import build_model, describe, load_checkpoint, save_checkpoint

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faces
+from faces import Face, ImageError, Preprocess, crop_face, haar_faces, image_fault, looks_like_crop, read_image
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-
-import faces
-from faces import Face, ImageError, Preprocess, crop_face, haar_faces, image_fault, looks_like_crop, read_image
 
 FORMATS = [
     extension
@@ -93,6 +93,29 @@ def test_padding_behind_the_end_is_no_fault(tmp_path: Path, photo: np.ndarray, e
     path.write_bytes(path.read_bytes() + bytes(padding))
     assert image_fault(path) is None
     assert np.array_equal(read_image(path), before)
+
+
+def test_a_film_behind_a_jpeg_is_no_fault(tmp_path: Path, photo: np.ndarray) -> None:
+    path = write(tmp_path / "motion.jpg", photo)
+    before, content = read_image(path), path.read_bytes()
+    path.write_bytes(content + b"ftypmp42" + bytes(200_000))
+    assert image_fault(path) is None and np.array_equal(read_image(path), before)
+    thumbnail = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content  # its end marker is not the picture's
+    cut = content[:2] + thumbnail + b"\xff" + content[2:-200]
+    path.write_bytes(cut + bytes(2000))
+    assert image_fault(path) == "truncated"
+    path.write_bytes(content[:2] + thumbnail + b"\xff" + content[2:] + bytes(2000))
+    assert image_fault(path) is None
+
+
+def test_files_larger_than_any_picture_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    with path.open("wb") as file:
+        file.write(b"BM\xff\x00\x00\x00")
+        file.truncate(5_000_000_000)
+    assert image_fault(path) == "larger than 1000 MB"
+    with pytest.raises(ImageError, match="larger than 1000 MB"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(
@@ -623,6 +646,12 @@ def test_which_detector_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "other.onnx").write_text("no network", encoding="utf-8")
     with pytest.raises(faces.DetectorError, match="is not YuNet's"):
         faces.make_detector("auto")
+    another = Path(faces.__file__).parent / "weights" / "lightcnn.onnx"
+    with pytest.raises(faces.DetectorError, match="is not YuNet's"):
+        faces.make_detector("auto", another)
+    for name in ("haar", "none"):
+        with pytest.raises(faces.DetectorError, match=f"YuNet's file, which --detector {name} does not use"):
+            faces.make_detector(name, another)
 
 
 def test_the_detector_is_fetched_and_checked(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from faces import Preprocess, read_image
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -17,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler
 
 import fer_transform
-from faces import Preprocess, read_image
 from fer_transform import (
     AUGMENTATIONS,
     BATCH_AUGMENTATIONS,

@@ -5,6 +5,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faces import read_image
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
@@ -13,7 +15,6 @@ from matplotlib.text import Text
 
 import figures
 import metrics
-from faces import read_image
 from labels import CANONICAL_NAMES, LABEL_SETS
 
 TITLE = "E5_seed42: accuracy 0.632, macro F1 0.575 on val, 3589 rows"

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "answers": {"faces"},
     "video": {"faces", "sources", "answers", "figures"},
     "predict": {"labels", "faces", "models", "onnx_network", "sources", "answers", "video"},
-    "app": {"faces", "figures", "onnx_network", "answers", "predict"},
+    "app": {"labels", "faces", "figures", "onnx_network", "answers", "predict"},
     "sample_faces": {"labels"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -138,6 +138,19 @@ def test_light_scripts_start_light() -> None:
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert {"labels", "predict", "metadata_parallel", "cv2"} <= loaded
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if {"cv2", "faces"} <= imported(script)])
+def test_the_limit_of_pixels_is_set_before_opencv_is_loaded(script: str) -> None:
+    """faces.py sets it, so it is imported first."""
+    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+    lines: dict[str, int] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            lines |= {alias.name: node.lineno for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            lines[str(node.module)] = node.lineno
+    assert lines["faces"] < lines["cv2"]
 
 
 def test_importing_the_networks_does_no_work() -> None:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from faces import Preprocess
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from torch import nn
 
 import backbones
 import models
-from faces import Preprocess
 from labels import LABEL_SETS
 from models import (
     MODELS,

@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import faces
+from faces import Face, Preprocess, crop_face, read_image
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -20,10 +23,8 @@ import tqdm
 from PIL import Image
 
 import answers
-import faces
 import models
 import predict
-from faces import Face, Preprocess, crop_face, read_image
 from labels import LABEL_SETS, LabelSet
 
 ROOT = Path(predict.__file__).resolve().parent
@@ -693,7 +694,7 @@ def test_parquet_holds_the_same_table(checkpoint: str, album: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_an_interrupted_table_is_gone_on_with(
     checkpoint: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], form: str, stop: int,
@@ -721,7 +722,7 @@ def test_an_interrupted_table_is_gone_on_with(
     capsys.readouterr()
     late = album / "a_later.png"  # among those that are whole, from the second note on
     late.write_bytes((album / "c.png").read_bytes())
-    if stop > 2:
+    if stop > 3:
         assert predict.main([*flags, str(cut), "--resume"]) == 2
         assert "begun with other pictures" in capsys.readouterr().err
     late.unlink()
@@ -733,7 +734,7 @@ def test_an_interrupted_table_is_gone_on_with(
         assert pd.read_parquet(cut).equals(pd.read_parquet(tmp_path / "whole.parquet"))
     assert len(list(tmp_path.glob("cut*"))) == 1
     capsys.readouterr()
-    assert predict.main([*flags, str(cut), "--resume"]) == 0
+    assert predict.main([*flags, str(cut), "--resume"]) == 1  # as the call that finished it
     assert capsys.readouterr().out == f"{cut} is complete already: nothing was read\n"
 
 
@@ -750,6 +751,10 @@ def test_shards_are_every_picture_once(
     monkeypatch.setenv("WORLD_SIZE", "4")
     predict.main([str(album), "--model", checkpoint, "--jsonl"])
     assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == seen[1]
+    (album / "a.jpg").write_text("no picture", encoding="utf-8")  # torchrun would end the others
+    assert predict.main([str(album), "--model", checkpoint, "--jsonl"]) == 0
+    assert predict.main([str(album), "--model", checkpoint, "--jsonl", "--shard", "2/4"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["error"] == "not an image"
     assert predict.main([str(album), "--model", checkpoint, "--shard", "5/4"]) == 2
     assert "PART/PARTS" in capsys.readouterr().err
 
@@ -876,6 +881,69 @@ def test_a_list_that_changed_is_not_gone_on_with(
     assert [row["path"] for row in read_csv(tmp_path / "a.csv")] == names
 
 
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="takes no such name")
+def test_names_that_are_no_text_or_hold_a_carriage_return(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (pictures / "small.png").read_bytes()
+    odd, ends = os.fsencode(tmp_path) + b"/\xff.png", tmp_path / "a\rb.png"
+    Path(os.fsdecode(odd)).write_bytes(content)
+    ends.write_bytes(content)
+    listed = io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdin", listed)
+    flags = ["--model", checkpoint, "--detector", "none"]
+    assert predict.main(["-", *flags, "--csv", str(tmp_path / "odd.csv")]) == 0
+    for form in ("csv", "parquet"):
+        assert predict.main([str(ends), *flags, f"--{form}", str(tmp_path / f"a.{form}")]) == 0
+    paths = [pd.read_csv(tmp_path / "a.csv")["path"][0], pd.read_parquet(tmp_path / "a.parquet")["path"][0]]
+    assert paths == [str(tmp_path / "a\\rb.png")] * 2
+
+
+def test_many_faces_go_through_the_network_in_parts(
+    checkpoint: str, pictures: Path, two_faces: list[Face], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = predict.EmotionPredictor(checkpoint)
+    images = [read_image(pictures / "big.png")] * 3
+    whole = predictor.predict_batch(images)
+    network, sizes = predictor.network, []
+
+    def counted(inputs: np.ndarray) -> Any:
+        sizes.append(len(inputs))
+        return network(inputs)
+
+    monkeypatch.setattr(predict, "BATCH_FACES", 4)
+    counted.temperatures, counted.affect = network.temperatures, network.affect  # type: ignore[attr-defined]
+    monkeypatch.setattr(predictor, "network", counted)
+    parts = predictor.predict_batch(images)
+    assert sizes == [4, 2]
+    for (one, _), (other, _) in zip(whole, parts, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.face == b.face and a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
+
+
+def test_a_picture_that_takes_too_much_memory_does_not_end_the_others(
+    checkpoint: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = predict.EmotionPredictor.find
+
+    def short(predictor: predict.EmotionPredictor, image: np.ndarray) -> Any:
+        if len(image) > 100:
+            raise MemoryError
+        return find(predictor, image)
+
+    monkeypatch.setattr(predict.EmotionPredictor, "find", short)
+    names = [str(pictures / name) for name in ("big.png", "small.png")]
+    first, second = answer_json(capsys, *names, "--model", checkpoint, "--detector", "none", status=1)
+    assert first["error"] == "too large to be searched for faces" and second["error"] is None
+
+
+def test_how_faces_are_found_is_said_with_tables(
+    checkpoint: str, pictures: Path, two_faces: list[Face], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict.main([str(pictures / "big.png"), "--model", checkpoint, "--csv", str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().err == f"predict.py: faces are found by {answers.DETECTOR_NAMES['haar']}\n"
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -888,7 +956,7 @@ def test_what_was_saved_is_not_read_again(checkpoint: str, album: Path, capsys: 
 
 @pytest.mark.parametrize(
     "words",
-    ["--webcam --csv a.csv", "--webcam --json", "a.mp4 --save d --explain", "a.png --detector haar --detector_model b.onnx"],
+    ["--webcam --csv a.csv", "--webcam --json", "a.mp4 --save d --explain"],
 )
 def test_flags_that_would_do_nothing(words: str) -> None:
     with pytest.raises(SystemExit) as left:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import faces
+
 import cv2
 import numpy as np
 import pytest
 
-import faces
 import sample_faces
 from labels import LABEL_SETS
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from faces import ImageError
+
 import cv2
 import numpy as np
 import pytest
 
 import sources
-from faces import ImageError
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from faces import Preprocess, read_image
+
 import pytest
 import torch
 from conftest import error_of, short_training
@@ -14,7 +16,6 @@ import evaluate
 import models
 import settings
 import train
-from faces import Preprocess, read_image
 from fer_transform import BatchLoader, FERDataset
 from labels import LABEL_SETS
 from losses import build_loss

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from faces import Face, read_image
+
 import cv2
 import numpy as np
 import pytest
@@ -18,7 +20,6 @@ import pytest
 import predict
 import video
 from answers import FacePrediction
-from faces import Face, read_image
 from sources import SourceError
 
 
@@ -91,7 +92,7 @@ def test_smoothing_by_hand() -> None:
 RED, GREEN = (220, 30, 30), (30, 200, 30)
 
 
-def find_squares(image: np.ndarray) -> tuple[list[FacePrediction], bool]:
+def find_squares(image: np.ndarray) -> list[FacePrediction]:
     """The red and the green square of a frame as faces: the red one is happy, the green one is sad."""
     found = []
     for colour, happy in ((RED, 0.9), (GREEN, 0.2)):
@@ -100,7 +101,7 @@ def find_squares(image: np.ndarray) -> tuple[list[FacePrediction], bool]:
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = Face(int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1, 0.9)
             found.append(FacePrediction(box, {"happy": happy, "sad": 1.0 - happy}, None, None))
-    return found, bool(found)
+    return found
 
 
 def write_video(path: Path, pictures: Sequence[np.ndarray], fps: float = 10.0) -> Path:
@@ -150,7 +151,7 @@ def test_a_video_is_followed_and_written(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_video_without_faces(clip: Path, tmp_path: Path) -> None:
-    assert video.follow(str(clip), lambda image: ([], False), save=tmp_path) == []
+    assert video.follow(str(clip), lambda image: [], save=tmp_path) == []
     assert (tmp_path / "two squares_timeline.csv").read_text(encoding="utf-8").splitlines() == [
         "frame,time_s,track,x,y,w,h,label,valence,arousal"
     ]
@@ -170,7 +171,7 @@ def test_words_on_tracks() -> None:
 def test_an_interrupted_video_leaves_nothing_behind(clip: Path, tmp_path: Path) -> None:
     calls = []
 
-    def stop(image: np.ndarray) -> tuple[list[FacePrediction], bool]:
+    def stop(image: np.ndarray) -> list[FacePrediction]:
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
@@ -182,7 +183,7 @@ def test_an_interrupted_video_leaves_nothing_behind(clip: Path, tmp_path: Path) 
 
 
 def test_a_video_is_never_written_over_itself(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
     for name in ("a/clip.mp4", "b/clip.mp4"):
         (tmp_path / name).parent.mkdir()
         shutil.copy(clip, tmp_path / name)
@@ -253,7 +254,7 @@ def test_a_video_that_cannot_be_written(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "two squares_annotated.partial.mp4").mkdir()  # stands for a folder that may not be written into
-    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
     assert predict.main([str(clip), "--save", str(tmp_path)]) == 2
     assert "two squares_annotated.partial.mp4 cannot be written or read (" in capsys.readouterr().err
 
@@ -264,7 +265,7 @@ def test_a_video_that_cannot_be_written(
 def test_videos_through_predict(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
     assert predict.main([str(clip)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{clip}: track 1, 0.0 to 2.9 s: happy 100% of 30 frames" and len(lines) == 3
@@ -283,7 +284,7 @@ def test_videos_through_predict(
 def test_videos_among_pictures(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict.EmotionPredictor, "predict", lambda self, image: find_squares(image))
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
     for name in ("a.mp4", "in/b.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(clip, tmp_path / name)
@@ -303,8 +304,24 @@ def test_videos_among_pictures(
     assert parts == [[names[2], names[1]], [names[0]]] or parts == [[names[1], names[2]], [names[0]]]
     assert predict.main([str(tmp_path), "--csv", str(tmp_path / "out.csv")]) == 0
     error = capsys.readouterr().err
-    assert error.startswith(f"predict.py: 2 videos were passed over, first {names[1]} – ") and error.count("\n") == 1
+    said = error.splitlines()[-1]
+    assert said.startswith(f"predict.py: 2 videos were passed over, first {names[1]} – ") and error.count("\n") == 2
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").count("c.png") == 1
+
+
+def test_frames_that_are_faces_already(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main([str(clip), "--detector", "none", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["detector"] == "none" and [track["frames"] for track in document["tracks"]] == [30]
+
+
+@pytest.mark.parametrize("fps", [0.5, 23.976, 29.97, 100.123, 119.971, 700.37, 1000.0])
+def test_videos_of_any_rate_are_written(tmp_path: Path, fps: float) -> None:
+    with video.writing(tmp_path / "a.mp4", fps, (120, 200, 3)) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((120, 200, 3), np.uint8))
+    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=2e-3)
 
 
 def test_a_camera_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
