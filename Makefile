@@ -90,7 +90,7 @@ help: ## this list
 	@echo
 	@echo "variables: MODEL=lightcnn|resnet50|resnet34_attention|resnet18_gray|…  RECIPE=E5  DATA=folder  EXP=name"
 	@echo "           IMG=picture  ARGS=\"further flags\"  STUDY=\"E0 E5\"  SEEDS=\"40 41 42\""
-	@echo "           FERPLUS=fer2013new.csv; two-phase: DATA1=folder of phase 1  ARGS1=…  ARGS2=…"
+	@echo "           FERPLUS=fer2013new.csv; two-phase: DATA1=folder of phase 1  ARGS1=…  ARGS2=…; student: ARGS2=…"
 	@echo "for example: make metadata DATA=fer2013.csv && make train MODEL=lightcnn && make eval"
 
 install: .venv/installed ## make .venv and install requirements.txt into it
@@ -125,9 +125,11 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	  $(call train_once,$${recipe}_seed$$seed,--recipe $$recipe --seed $$seed $(ARGS)); done; done
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
-# The members are runs of their own, scored on the validation split alone; the student learns from what they say of the
-# training rows, which is not scored again under a student that was interrupted.
+# The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, learns from
+# what they say of the training rows, which is not scored again under a student that was interrupted.
 ENSEMBLE = $(or $(RECIPE),fernet)
+STUDENT = student_$(ENSEMBLE)_seed42
+TEACHER = teacher_$(ENSEMBLE)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
@@ -136,10 +138,10 @@ ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
 student: ensemble ## make ensemble, then one network that learns from its probabilities
-	@[ -f runs/student_seed42/last.pth ] || \
-	  $(PYTHON) evaluate.py $(MEMBERS) --tta ten_crop --meta metadata_train.parquet --out runs/ensemble_on_training
-	@set -e; $(call train_once,student_seed42,--recipe $(ENSEMBLE) --teacher runs/ensemble_on_training/predictions.parquet $(ARGS),--split val)
-	$(PYTHON) evaluate.py runs/student_seed42 $(TEN_VIEWS) --out runs/student
+	@[ -f runs/$(STUDENT)/last.pth ] || \
+	  $(PYTHON) evaluate.py $(MEMBERS) --tta flip --meta metadata_train.parquet --out runs/$(TEACHER)
+	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --teacher runs/$(TEACHER)/predictions.parquet $(ARGS) $(ARGS2),--split val)
+	$(PYTHON) evaluate.py runs/$(STUDENT) $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.

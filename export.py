@@ -282,6 +282,11 @@ def export(
             for name, path in {"float32": plain, kind: written}.items():
                 said = score_heads(checkpoint, OnnxModule(OnnxNetwork(path)), val_meta)
                 lines.append(accuracy_line(name, path.stat().st_size, said, label_sets))
+            for name in label_sets.keys() - said.keys():
+                lines.append(
+                    f"{label_sets[name]}: {val_meta} has no such labels, so this head is neither scored nor calibrated – "
+                    "index with --ferplus fer2013new.csv first"
+                )
             temperatures = {name: fit_temperature(rows) for name, rows in said.items()}
             lines.append("temperatures: " + ", ".join(f"{label_sets[name]} {t:.3f}" for name, t in temperatures.items()))
         write_metadata(written, describe_file(checkpoint, temperatures))

@@ -352,6 +352,13 @@ class FERDataset(Dataset):
     def __len__(self) -> int:
         return len(self.y_cls)
 
+    def majority(self) -> np.ndarray | None:
+        """The class of ferplus8 that won the votes of each row, (N,), −1 where none of them did; None without votes."""
+        if "votes" not in self.soft:
+            return None
+        won = ferplus_majority(self.rows[list(VOTES)].to_numpy())
+        return np.where(won < len(LABEL_SETS["ferplus8"]), won, -1)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the random numbers of this epoch."""
         self.epoch.fill_(epoch)

@@ -27,13 +27,15 @@ TEMPERATURES = (0.05, 20.0)  # between which the temperature is sought
 
 class Predictions(NamedTuple):
     """What a network said of N rows: class indices (N,), probabilities (N, C) float64 and logits (N, C) float32,
-    affect_true (N, 2) with NaN where missing, affect_pred (N, 2) or None without that head."""
+    affect_true (N, 2) with NaN where missing, affect_pred (N, 2) and votes_pred, logits (N, 8), or None without that
+    head."""
 
     y_true: np.ndarray
     probabilities: np.ndarray
     logits: np.ndarray
     affect_true: np.ndarray
     affect_pred: np.ndarray | None
+    votes_pred: np.ndarray | None = None
 
     @property
     def y_pred(self) -> np.ndarray:
@@ -86,23 +88,24 @@ def run_views(
     """
     layout = memory_format(device)
     model.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    logits, affect, y_true, affect_true = [], [], [], []  # the first two of (views, rows, …)
+    said: dict[str, list[np.ndarray]] = {"logits": [], "affect": [], "votes": []}  # of (views, rows, …)
+    y_true, affect_true = [], []
     # TensorFloat-32, cuDNN's default for convolutions, has a mantissa of 10 bits.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for images, y_cls, y_reg, _ in tqdm(loader, desc=label, unit="batch", leave=False, disable=None):
             images = images.to(device, non_blocking=True, memory_format=layout)
             outputs = [model(view.contiguous(memory_format=layout)) for view in VIEWS[tta](images)]
-            logits.append(np.stack([output.logits.float().cpu().numpy() for output in outputs]))
+            for name, parts in said.items():
+                if getattr(outputs[0], name) is not None:
+                    parts.append(np.stack([getattr(output, name).float().cpu().numpy() for output in outputs]))
             y_true.append(y_cls.numpy())
             affect_true.append(y_reg.numpy())
-            if outputs[0].affect is not None:
-                affect.append(np.stack([output.affect.float().cpu().numpy() for output in outputs]))
-    stacked = np.concatenate(logits, axis=1)  # (V, N, C)
-    affect_pred = np.concatenate(affect, axis=1) if affect else [None] * len(stacked)  # (V, N, 2)
+    logits = np.concatenate(said.pop("logits"), axis=1)  # (V, N, C)
+    others = [np.concatenate(parts, axis=1) if parts else [None] * len(logits) for parts in said.values()]  # (V, N, …)
     rows = np.concatenate(y_true), np.concatenate(affect_true)
     return [
-        Predictions(rows[0], metrics.softmax(view), view, rows[1], said)
-        for view, said in zip(stacked, affect_pred, strict=True)
+        Predictions(rows[0], metrics.softmax(view), view, rows[1], *more)
+        for view, *more in zip(logits, *others, strict=True)
     ]
 
 

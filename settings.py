@@ -226,6 +226,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value > args.epochs > 0:
             raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
+    if 0 < args.epochs <= args.warmup_epochs:
+        raise TrainingError(f"--warmup_epochs {args.warmup_epochs} leaves none of {args.epochs} epochs – give a smaller one")
     if args.first_size is not None and args.first_size > args.img_size:
         raise TrainingError(f"--first_size {args.first_size} is more than --img_size {args.img_size} – give a smaller one")
     if args.first_size is not None and not MODELS[args.model].any_size:

@@ -103,11 +103,14 @@ class Group:
         its name, else from its own, and how it was scored."""
         first = self.runs[0]
         other = differing(first.settings, RECIPES.get(self.name, RECIPES.get(first.settings.get("recipe", ""), {})))
-        more = f", here with {' '.join(f'--{key} {value}' for key, value in other.items())}" if other else ""
+        votes = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
+        more = ", with the FER+ votes of the training rows" if votes and self.name != "fernet_votes" else ""
+        more += f", here with {' '.join(f'--{key} {value}' for key, value in other.items())}" if other else ""
         more += scored_how([run.values for run in self.runs])
+        count = first.values.get("members", 1)
         if self.name in DOCUMENTED:
-            return DOCUMENTED[self.name].system + more
-        several = f"ensemble of {count} " if (count := first.values.get("members", 1)) > 1 else ""
+            return DOCUMENTED[self.name].system + (f" ({count} members)" if count > 1 else "") + more
+        several = f"ensemble of {count} " if count > 1 else ""
         return several + (first.settings.get("recipe") or first.values["model"]) + more
 
     def scores(self, key: str) -> list[float]:

@@ -114,11 +114,15 @@ def test_half_precision_is_half_the_size_and_computes_in_float32(
         np.testing.assert_allclose(half, checkpoint.model(torch.from_numpy(images)).logits.numpy(), atol=0.02)
 
 
-def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path) -> None:
+def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--recipe", "fernet_votes", "--epochs", "1", "--warmup_epochs", "0", "--width", "8", "--img_size", "24"]
     flags += ["--batch_size", "16", "--device", "cpu", "--no-score_test", "--runs", str(tmp_path), "--exp", "two"]
     assert train.main([*flags, *metas(voted)]) == 0
+    said = capsys.readouterr().out
+    assert f"score it: python evaluate.py {tmp_path / 'two' / 'best.pth'} --split val" in said
+    assert 0.0 <= json.loads((tmp_path / "two" / "history.jsonl").read_text(encoding="utf-8"))["ferplus8_accuracy"] <= 1.0
     assert export.main([str(tmp_path / "two"), *metas(voted)]) == 0
+    assert "neither scored nor calibrated" not in capsys.readouterr().out
     path = tmp_path / "two" / "best.onnx"
     network = OnnxNetwork(path)
     assert network.heads == {"logits": LABEL_SETS["fer7"], "votes": LABEL_SETS["ferplus8"]}

@@ -606,6 +606,14 @@ def test_a_teacher_speaks_of_the_rows_that_it_has_seen_by_name(voted: Path, tmp_
             FERDataset(voted / f"metadata_{other}.parquet", preprocess=GREY_48, teacher=tmp_path / "wrong.parquet")
 
 
+def test_the_winners_of_the_votes(voted: Path, pixels: Path) -> None:
+    seven = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48)
+    eight = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48, labels=LABEL_SETS["ferplus8"])
+    won = seven.majority()
+    assert won is not None and won[won >= 0].tolist() == eight.y_cls.tolist() and (won < 0).sum() == eight.left_out
+    assert FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48).majority() is None
+
+
 def test_votes_teach_by_their_shares_among_the_labels(voted: Path, pixels: Path) -> None:
     votes = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.4], [0, 0, 0, 0, 0, 0, 0, 1.0], [math.nan] * 8])
     shares = shares_among(votes, LABEL_SETS["fer7"])  # contempt is none of its classes

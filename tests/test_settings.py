@@ -163,6 +163,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
         ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
         ("--mixup inf", "--mixup must lie between"),
+        ("--warmup_epochs 3", "--warmup_epochs 3 leaves none of 3 epochs – give a smaller one"),
         ("--first_size 16", "--first_size does nothing here – add --augment fernet"),
         ("--augment fernet --first_size 16", "--first_size: lightcnn takes pictures of one size"),
         ("--augment fernet --img_size 24 --first_size 32", "--first_size 32 is more than --img_size 24"),

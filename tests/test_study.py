@@ -64,6 +64,18 @@ def test_what_was_typed_names_resumptions() -> None:
     ]  # fmt: skip
 
 
+def test_ferplus_votes_and_members_are_said() -> None:
+    args = {"recipe": "fernet_votes", "votes_weight": 1.0}
+    (group,) = groups_of(ensemble={"args": args, "members": 3, "views": 10})
+    assert group.system == (
+        "an ensemble of our networks (3 members), with the FER+ votes of the training rows, mean of 10 views"
+    )
+    (group,) = groups_of(fernet_votes={"args": args})
+    assert group.system.count("FER+") == 1
+    (group,) = groups_of(soft={"args": {"recipe": "fernet", "teacher": "votes", "votes_weight": 0.0}})
+    assert group.system.startswith("fernet, with the FER+ votes of the training rows, here with --teacher votes")
+
+
 def test_what_differs_from_its_recipe_where_its_name_is_none() -> None:
     args = {"recipe": "resnet18_gray", "epochs": 40, "dropout": 0.0}
     (group,) = groups_of(four_class_longer={"args": args})
