@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from faces import MAX_PIXELS, Face
+from faces import FILE_MAX_BYTES, MAX_PIXELS, Face
 
 import cv2
 import numpy as np
@@ -35,6 +35,8 @@ HINTS = {
     "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
     "truncated": "copy or download it again",
     f"larger than {MAX_PIXELS // 1_000_000} million pixels": "make it smaller first",
+    f"larger than {FILE_MAX_BYTES // 1_000_000} MB": "make it smaller first",
+    "cannot be searched for faces": "is it too large for this machine's memory?",
 }
 
 
@@ -249,7 +251,7 @@ def errors_in(path: Path) -> int:
 
         column = pq.read_table(path, columns=["error"])["error"]
         return len(column) - column.null_count
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return sum(bool(line["error"]) for line in csv.DictReader(file))
 
 

@@ -103,10 +103,10 @@ def read(picture: str | None, path: str, label_set: str, *, detector: str, model
     predictor = predictor_of(path, label_set if label_set in LABEL_SETS else None, detector, model)
     try:
         image = read_image(picture)
+        faces, detected = predictor.predict(image)
     except ImageError as error:
         hint = HINTS.get(str(error))
         return None, f"<p>{error}{f' – {hint}' if hint else ''}</p>", None, None
-    faces, detected = predictor.predict(image)
     result = Answer("picture", detected, faces, None)
     said = "".join(bars(prediction, number) for number, prediction in enumerate(faces, start=1))
     if not faces:

@@ -1,4 +1,5 @@
-"""A folder of photos → the same folder of face crops, aligned as FER2013's are; what is no picture goes along unchanged.
+"""A folder of photos → the same folder of face crops, aligned as FER2013's are; what is no picture goes along unchanged,
+and crops of photos that are gone are removed.
 
 `metadata_parallel.py --crop DIR` does this first and then indexes the crops; by itself:
 
@@ -24,6 +25,7 @@ from faces import (
     ImageError,
     align_face,
     crop_face,
+    find_faces,
     make_detector,
     read_image,
 )
@@ -38,7 +40,7 @@ FER2013_MARGIN = 0.1
 SIZE_PX = 224
 WORKERS_MAX = 60  # Windows waits for 63 processes at most
 CHUNK = 64  # files handed to a process at a time
-CROPPED, COPIED = "cropped", "no picture: copied"
+CROPPED, COPIED, REMOVED = "cropped", "no picture: copied", "crops of photos that are gone: removed"
 
 
 class CropError(Exception):
@@ -71,11 +73,9 @@ def crop_file(name: str, *, source: Path, target: Path, detector: str, model: st
     there.unlink(missing_ok=True)  # the crop of a picture that was another one then
     try:
         image = read_image(here)
-        faces = detector_of(detector, model)(image)
+        faces = find_faces(detector_of(detector, model), image)
     except ImageError as error:
         return str(error)
-    except (cv2.error, MemoryError):
-        return "too large to be searched for faces"
     if not faces:
         return "no face found"
     face = faces[0]
@@ -105,7 +105,8 @@ def start_worker() -> None:
 
 
 def crop_folder(source: Path, target: Path, *, detector: str, model: str | None, workers: int | None) -> Counter[str]:
-    """Crop every picture below `source` into `target`; returns how many files had which outcome.
+    """Crop every picture below `source` into `target`, and remove there what is left of pictures that are gone; returns how
+    many files had which outcome.
 
     Raises DetectorError, and CropError where source and target do not fit.
     """
@@ -119,16 +120,22 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     note = target / ".detector"
     if not note.is_file() and target.is_dir() and any(target.iterdir()):
         raise CropError(f"{target} holds other files than crops – give an empty folder")
-    if note.is_file() and note.read_text(encoding="utf-8") != used:
-        raise CropError(f"{target} holds crops by {note.read_text(encoding='utf-8')}, not {used} – give another folder")
-    target.mkdir(parents=True, exist_ok=True)
-    note.write_text(used, encoding="utf-8")
+    by, of = note.read_text(encoding="utf-8").split("\n") if note.is_file() else (used, str(source.resolve()))
+    if by != used:
+        raise CropError(f"{target} holds crops by {by}, not {used} – give another folder")
+    if of != str(source.resolve()):
+        raise CropError(f"{target} holds crops of {of} – give another folder")
     names = list(files_of(source, target))
-    for name in set(files_of(target, source)) - {*names, note.name}:
-        if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-            (target / name).unlink()  # its photo is gone
+    if not names:
+        raise CropError(f"{source} holds no files – is the path right?")
+    target.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{by}\n{of}", encoding="utf-8")
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
     outcomes: Counter[str] = Counter()
+    for name in set(files_of(target, source)) - {*names, note.name}:
+        if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+            (target / name).unlink()
+            outcomes[REMOVED] += 1
     try:
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
             done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
@@ -141,8 +148,9 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
 
 def outcome_lines(outcomes: Counter[str], target: Path) -> list[str]:
     """The outcomes for people to read."""
-    left_out = {reason: count for reason, count in outcomes.items() if reason not in (CROPPED, COPIED)}
+    left_out = {reason: count for reason, count in outcomes.items() if reason not in (CROPPED, COPIED, REMOVED)}
     lines = [f"crops      {outcomes[CROPPED]:,} faces in {target.as_posix()}/, {sum(left_out.values()):,} pictures left out"]
+    lines += [f"{outcomes[REMOVED]:>9,}   {REMOVED}"] if outcomes[REMOVED] else []
     return lines + [f"{count:>9,}   {reason}" for reason, count in sorted(left_out.items(), key=lambda item: -item[1])]
 
 

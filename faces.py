@@ -78,7 +78,8 @@ class Face(NamedTuple):
 def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | None:
     """What is wrong with an image file, judged by its size, header and end marker, or None where nothing is.
 
-    Cheap: one open, two reads, no decoding unless `decode`. Reasons are short and constant, so that they can be counted:
+    Cheap: one open, two reads (but for a JPEG without its end marker in the last bytes, which is read whole), no decoding
+    unless `decode`. Reasons are short and constant, so that they can be counted:
     "missing", "not a file", "unreadable", "empty", "larger than 1000 MB", "not an image", "truncated", "cannot be decoded".
     """
     try:
@@ -219,6 +220,14 @@ def decode_alpha(data: np.ndarray, image: np.ndarray) -> np.ndarray | None:
             if np.array_equal(np.rot90(stored.transpose(axes), quarter_turns), image):
                 return np.rot90(alpha.transpose(axes), quarter_turns)
     return None
+
+
+def find_faces(detect: Detector, image: np.ndarray) -> list[Face]:
+    """The faces that a detector finds. Raises ImageError where it cannot be done, as memory is short."""
+    try:
+        return detect(image)
+    except (cv2.error, MemoryError) as error:
+        raise ImageError("cannot be searched for faces") from error
 
 
 def looks_like_crop(image: np.ndarray) -> bool:

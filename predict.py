@@ -11,7 +11,8 @@ where the network was trained on them.
     python predict.py clip.mp4 --save annotated             # the video, and a timeline of each person
     python predict.py --webcam                              # q quits, s saves the picture
 
-Exit status: 0 answered ("no face found" is an answer), 1 a file could not be read, 2 wrong usage.
+Exit status: 0 answered ("no face found" is an answer), 1 a file could not be read (0 under torchrun, which would end the
+other shards), 2 wrong usage.
 """
 
 import argparse
@@ -28,9 +29,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from faces import DETECTORS, DetectorError, Face, ImageError, looks_like_crop, make_detector, read_image
+from faces import DETECTORS, DetectorError, Face, ImageError, find_faces, looks_like_crop, make_detector, read_image
 
-import cv2
 import numpy as np
 
 import sources
@@ -144,12 +144,13 @@ class EmotionPredictor:
         """The faces of an image, uint8 (H, W, 3), largest first, and whether they were detected.
 
         order: that of its colours, "rgb", or "bgr" as cv2.imread and cameras give them. With detector "none" the picture is
-        one face; so is a small, nearly square one in which none is found. Raises ValueError for what is no such image.
+        one face; so is a small, nearly square one in which none is found. Raises ValueError for what is no such image,
+        faces.ImageError where memory is too short to search it.
         """
         return self.predict_batch([image], order)[0]
 
     def predict_batch(self, images: Iterable[np.ndarray], order: str = "rgb") -> list[tuple[list[FacePrediction], bool]]:
-        """As `predict`, for several images, whose faces go through the network together."""
+        """As `predict`, for several images, whose faces go through the network together, BATCH_FACES at a time."""
         found = [self.find(as_rgb(image, order)) for image in images]
         return list(zip(self.answer_found(found), (faces.detected for faces in found), strict=True))
 
@@ -160,7 +161,7 @@ class EmotionPredictor:
 
     def find(self, image: np.ndarray) -> Found:
         """The faces of an RGB image."""
-        faces = self.detect(image)
+        faces = find_faces(self.detect, image)
         detected = bool(faces)
         if not faces and (self.detector == "none" or looks_like_crop(image)):
             height, width = image.shape[:2]
@@ -168,7 +169,7 @@ class EmotionPredictor:
         return Found(faces, [self.preprocess(self.preprocess.crop(image, face)) for face in faces], detected)
 
     def answer_found(self, found: Sequence[Found]) -> list[list[FacePrediction]]:
-        """Predictions for the faces of several images, which go through the network together; as `classify`."""
+        """Predictions for the faces of several images, which `answer` takes together; as `classify`."""
         said = iter(
             self.answer([array for each in found for array in each.inputs], [face for each in found for face in each.faces])
         )
@@ -301,7 +302,6 @@ def answers(
         results: dict[int, Answer] = {}
         found: list[Found] = []
         readable: list[tuple[int, str]] = []
-        image = None
         for number, name in part:
             try:
                 image = sources.read(name)
@@ -309,14 +309,11 @@ def answers(
             except ImageError as error:
                 results[number] = Answer(name, False, [], str(error))
                 continue
-            except (cv2.error, MemoryError):  # one picture of many must not end them all
-                results[number] = Answer(name, False, [], "too large to be searched for faces")
-                continue
             readable.append((number, name))
         for (number, name), each, said in zip(readable, found, predictor.answer_found(found), strict=True):
             results[number] = Answer(name, each.detected, said, None)
         for number, result in results.items():
-            if save is not None and image is not None:
+            if save is not None and result.error is None:
                 save_annotated(save, number, result, image)
                 if explain and result.faces:
                     maps = [predictor.explain(array) for array in found[0].inputs]

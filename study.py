@@ -100,18 +100,20 @@ class Group:
     @property
     def system(self) -> str:
         """What it is called: by its document, else by its recipe, else by its network; then what differs from the recipe of
-        its name, else from its own, and how it was scored."""
+        its name, else from its own, whether FER+'s votes were learnt, and how it was scored."""
         first = self.runs[0]
         other = differing(first.settings, RECIPES.get(self.name, RECIPES.get(first.settings.get("recipe", ""), {})))
-        votes = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
-        more = ", with the FER+ votes of the training rows" if votes and self.name != "fernet_votes" else ""
-        more += f", here with {' '.join(f'--{key} {value}' for key, value in other.items())}" if other else ""
+        more = f", here with {' '.join(f'--{key} {value}' for key, value in other.items())}" if other else ""
         more += scored_how([run.values for run in self.runs])
         count = first.values.get("members", 1)
         if self.name in DOCUMENTED:
-            return DOCUMENTED[self.name].system + (f" ({count} members)" if count > 1 else "") + more
-        several = f"ensemble of {count} " if count > 1 else ""
-        return several + (first.settings.get("recipe") or first.values["model"]) + more
+            called = DOCUMENTED[self.name].system + (f" ({count} members)" if count > 1 else "")
+        else:
+            called = f"ensemble of {count} " if count > 1 else ""
+            called += first.settings.get("recipe") or first.values["model"]
+        if first.settings.get("votes_weight") and "FER+" not in called:
+            called += ", with the FER+ votes of the training rows"
+        return called + more
 
     def scores(self, key: str) -> list[float]:
         """A score of every run; empty where one of them lacks it, so that no seed is left out unsaid."""

@@ -591,6 +591,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             progress.update(past)
         if progress.exhausted or len(history) >= args.epochs:
             last_epoch = len(history)  # nothing is left to train, but perhaps something to draw
+            if progress.best_epoch == 0:
+                raise TrainingError(f"{args.resume} has seen no pictures of {args.img_size} px yet – give a larger --epochs")
             if (Path(args.runs) / args.exp / HISTORY_PNG).is_file():
                 early = "has stopped early – to go on all the same, add --patience 0"
                 over = f"has {len(history)} epochs already – to go on, give a larger --epochs"

@@ -83,7 +83,7 @@ def test_a_folder_is_cropped_and_the_rest_goes_along(photos: Path, capsys: pytes
 
 
 def test_crops_of_photos_that_changed_or_went_are_removed(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "crops"
     assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
@@ -91,8 +91,21 @@ def test_crops_of_photos_that_changed_or_went_are_removed(
         (target / name).write_bytes(b"a crop")
     later = (target / "a" / "1.png").stat().st_mtime + 100
     os.utime(photos / "a" / "1.png", (later, later))
+    assert "crops of photos" not in capsys.readouterr().out
     assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
+    assert "1   crops of photos that are gone: removed" in capsys.readouterr().out
     assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == [".detector", "a/1_exp.npy"]
+
+
+def test_crops_of_other_photos_stay(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "crops"
+    assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
+    (target / "a" / "1.png").write_bytes(b"a crop")
+    (tmp_path / "others").mkdir()
+    for said in ("holds crops of", "holds no files – is the path right?"):
+        assert crops.main([str(tmp_path / "others"), str(target), "--detector", "haar"]) == 2
+        assert said in capsys.readouterr().err and (target / "a" / "1.png").is_file()
+        (target / ".detector").write_text(f"haar\n{tmp_path / 'others'}", encoding="utf-8")
 
 
 def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +120,7 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert crops.main([str(photos), str(tmp_path / "other"), "--detector", "haar", "--workers", "-1"]) == 2
     assert "--workers -1" in capsys.readouterr().err
     (tmp_path / "by").mkdir()
-    (tmp_path / "by" / ".detector").write_text("yunet", encoding="utf-8")
+    (tmp_path / "by" / ".detector").write_text(f"yunet\n{photos}", encoding="utf-8")
     assert crops.main([str(photos), str(tmp_path / "by"), "--detector", "haar"]) == 2
     assert "holds crops by yunet, not haar" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()

@@ -108,13 +108,13 @@ def test_a_film_behind_a_jpeg_is_no_fault(tmp_path: Path, photo: np.ndarray) -> 
     assert image_fault(path) is None
 
 
-def test_files_larger_than_any_picture_are_not_read(tmp_path: Path) -> None:
+def test_files_larger_than_any_picture_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bmp"
-    with path.open("wb") as file:
-        file.write(b"BM\xff\x00\x00\x00")
-        file.truncate(5_000_000_000)
-    assert image_fault(path) == "larger than 1000 MB"
-    with pytest.raises(ImageError, match="larger than 1000 MB"):
+    path.write_bytes(b"BM\xff\x00\x00\x00" + bytes(2_000_000))
+    assert image_fault(path) is None
+    monkeypatch.setattr(faces, "FILE_MAX_BYTES", 2_000_000)
+    assert image_fault(path) == "larger than 2 MB"
+    with pytest.raises(ImageError, match="larger than 2 MB"):
         read_image(path)
 
 

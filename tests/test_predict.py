@@ -922,19 +922,19 @@ def test_many_faces_go_through_the_network_in_parts(
 
 
 def test_a_picture_that_takes_too_much_memory_does_not_end_the_others(
-    checkpoint: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find = predict.EmotionPredictor.find
-
-    def short(predictor: predict.EmotionPredictor, image: np.ndarray) -> Any:
+    def short(image: np.ndarray) -> list[Face]:
         if len(image) > 100:
             raise MemoryError
-        return find(predictor, image)
+        return []
 
-    monkeypatch.setattr(predict.EmotionPredictor, "find", short)
+    monkeypatch.setattr(predict, "make_detector", lambda name, model: (short, "none"))
     names = [str(pictures / name) for name in ("big.png", "small.png")]
-    first, second = answer_json(capsys, *names, "--model", checkpoint, "--detector", "none", status=1)
-    assert first["error"] == "too large to be searched for faces" and second["error"] is None
+    flags = ["--model", checkpoint, "--save", str(tmp_path / "drawn")]
+    first, second = answer_json(capsys, *names, *flags, status=1)
+    assert first["error"] == "cannot be searched for faces" and second["error"] is None
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000001_small.jpg"]
 
 
 def test_how_faces_are_found_is_said_with_tables(

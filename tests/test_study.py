@@ -72,8 +72,8 @@ def test_ferplus_votes_and_members_are_said() -> None:
     )
     (group,) = groups_of(fernet_votes={"args": args})
     assert group.system.count("FER+") == 1
-    (group,) = groups_of(soft={"args": {"recipe": "fernet", "teacher": "votes", "votes_weight": 0.0}})
-    assert group.system.startswith("fernet, with the FER+ votes of the training rows, here with --teacher votes")
+    (group,) = groups_of(longer={"args": args})
+    assert group.system.startswith("fernet_votes, with the FER+ votes of the training rows")
 
 
 def test_what_differs_from_its_recipe_where_its_name_is_none() -> None:

@@ -20,7 +20,7 @@ from fer_transform import BatchLoader, FERDataset
 from labels import LABEL_SETS
 from losses import build_loss
 from metadata_parallel import read_metadata
-from models import build_model, load_checkpoint, read_checkpoint
+from models import build_model, load_checkpoint, read_checkpoint, save_checkpoint
 
 
 def history_of(run: Path) -> list[dict[str, Any]]:
@@ -676,7 +676,9 @@ def fernet_flags(data: Path, runs: Path, *more: str) -> list[str]:
     ]
 
 
-def test_training_pictures_grow(voted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_pictures_grow(
+    voted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[int] = []
     step = BatchLoader.__iter__
 
@@ -699,6 +701,11 @@ def test_training_pictures_grow(voted: Path, tmp_path: Path, monkeypatch: pytest
     assert train.main([*flags, "--first_size", "16", "--warmup_epochs", "0"]) == 0
     assert sorted(set(seen)) == [16, 24] and seen == sorted(seen)
     assert validated == [line["size_px"] for line in history_of(tmp_path / "grown")] and set(validated) == {16, 24}
+    last = str(tmp_path / "grown" / "last.pth")
+    state = read_checkpoint(last)
+    save_checkpoint(last, state | {"history": state["history"][:1]})  # as if interrupted while pictures are small
+    assert train.main(["--resume", last, "--epochs", "1", "--warmup_epochs", "0"]) == 2
+    assert "has seen no pictures of 24 px yet – give a larger --epochs" in capsys.readouterr().err
     best = load_checkpoint(tmp_path / "grown" / "best.pth")
     assert best.preprocess.size_px == 24 and best.info["metrics"]["size_px"] == 24
 
