@@ -400,13 +400,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Keep the named runs and write RESULTS.md; status 2 with one line where a run cannot be kept."""
+    """Keep the named runs and write RESULTS.md; status 2 with one line, and none kept anew, where that cannot be done."""
     args = build_parser().parse_args(argv)
+    there = set(args.results.glob("*"))
+    new: list[Path] = []
     try:
         for run in args.runs:
-            print(f"kept: {keep_run(run, args.results)}")
-        print(f"{args.out}: runs in it: {write_results(args.results, args.out)}")
+            new.append(keep_run(run, args.results))
+        count = write_results(args.results, args.out)
+        print("".join(f"kept: {folder}\n" for folder in new) + f"{args.out}: runs in it: {count}")
     except (ReportError, OSError) as error:
+        for folder in set(new) - there:
+            shutil.rmtree(folder)  # or no report could be written until it is gone
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -348,6 +348,19 @@ def test_no_mean_of_what_was_trained_otherwise(tmp_path: Path, capsys: pytest.Ca
     assert "mine_seed2 was trained with --lr 0.002, mine_seed1 with 0.001" in capsys.readouterr().err
 
 
+def test_a_run_that_is_refused_is_not_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lightcnn_seed41", "lightcnn_seed42"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    retrained(tmp_path / "runs" / "lightcnn_seed42", lr=0.5)
+    out = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "RESULTS.md")]
+    assert report.main([str(tmp_path / "runs" / "lightcnn_seed41"), *out]) == 0
+    before = (tmp_path / "RESULTS.md").read_bytes()
+    assert report.main([str(tmp_path / "runs" / "lightcnn_seed42"), *out]) == 2
+    assert "they are not one variant" in capsys.readouterr().err
+    assert [folder.name for folder in (tmp_path / "results").iterdir() if folder.name != "study"] == ["lightcnn_seed41"]
+    assert report.main(out) == 0 and (tmp_path / "RESULTS.md").read_bytes() == before
+
+
 def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
     keep_made_up(tmp_path / "results", E2b_seed42={})
     retrained(tmp_path / "results/E2b_seed42", loss="wce", weight_mode="inv_sqrt", val_meta="elsewhere.parquet")
