@@ -107,6 +107,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="how a weighted loss (wce, focal, ldam) weights a class by its rows",
     )
     flag("beta", type=float, help="of --weight_mode effective")
+    flag("class_weight", metavar="LABEL=FACTOR,…", help="multiply the weights of classes, as fear=1.5,sad=1.1")
     flag("drw_epoch", type=int, help="epoch (from 1) from which the class weights apply: deferred re-weighting")
     flag("tau", type=float, help="strength of --loss logit_adjusted")
     flag("label_smoothing", type=float)
@@ -157,7 +158,11 @@ KEPT_BY_RESUME = (
 NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
     (("arc_m",), "head", ("arcface",)),
     (("arc_s",), "head", ("arcface", "cosine")),
-    (("weight_mode", "beta", "drw_epoch"), "loss", tuple(name for name, row in LOSSES.items() if row.weighted)),
+    (
+        ("weight_mode", "beta", "class_weight", "drw_epoch"),
+        "loss",
+        tuple(name for name, row in LOSSES.items() if row.weighted),
+    ),
     (("focal_gamma",), "loss", tuple(name for name, row in LOSSES.items() if row.focal)),
     (("tau",), "loss", tuple(name for name, row in LOSSES.items() if row.adjusted)),
     (("step_epochs",), "schedule", ("step",)),

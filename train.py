@@ -430,9 +430,23 @@ def prepare_network(
     return model
 
 
-def prepare_loss(args: argparse.Namespace, counts: Tensor) -> MultitaskLoss:
-    """The loss that the settings name, for a training split with these rows per class (classes,)."""
-    return build_loss(
+def class_factors(text: str | None, labels: LabelSet) -> Tensor:
+    """The factors of --class_weight as (classes,), 1 for classes that it does not name. Raises TrainingError."""
+    factors = torch.ones(len(labels))
+    for part in text.split(",") if text is not None else []:
+        name, _, factor = part.partition("=")
+        try:
+            factors[labels.index(name)] = float(factor)
+        except (KeyError, ValueError):
+            factors[:] = math.nan
+    if not (factors.isfinite() & (factors > 0.0)).all():
+        raise TrainingError(f"--class_weight {text}: give LABEL=FACTOR, above 0, of {', '.join(labels.names)}: fear=1.5")
+    return factors
+
+
+def prepare_loss(args: argparse.Namespace, counts: Tensor, labels: LabelSet) -> MultitaskLoss:
+    """The loss that the settings name, for a training split with these rows per class (classes,). Raises TrainingError."""
+    criterion = build_loss(
         args.loss,
         counts=counts,
         weight_mode=args.weight_mode,
@@ -447,6 +461,9 @@ def prepare_loss(args: argparse.Namespace, counts: Tensor) -> MultitaskLoss:
         votes_weight=args.votes_weight,
         teacher_weight=args.teacher_weight if args.teacher is not None else 0.0,
     )
+    if criterion.weights is not None:
+        criterion.weights *= class_factors(args.class_weight, labels)
+    return criterion
 
 
 def prepare_optimizer(args: argparse.Namespace, model: ExpressionNet) -> torch.optim.Optimizer:
@@ -569,7 +586,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         raise TrainingError(f"--votes_weight: {args.train_meta} has no FER+ votes – index with --ferplus fer2013new.csv")
 
     counts = class_counts(train_set.y_cls, len(train_set.labels))
-    criterion = prepare_loss(args, counts).to(device)
+    criterion = prepare_loss(args, counts, train_set.labels).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
     optimizer = prepare_optimizer(args, model)
     average = prepare_average(args, model)

@@ -11,6 +11,7 @@ from conftest import error_of, short_training
 
 import settings
 import train
+from labels import LabelSet
 from models import BACKBONE_OPTIONS, MODELS
 from recipes import FREEZE_PRETRAINED, RECIPES
 
@@ -95,6 +96,7 @@ def test_every_recipe_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
             "workers",
             "amp",
             "resume",
+            "class_weight",
             "drw_epoch",
             "first_size",
             "init",
@@ -163,6 +165,10 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
         ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
         ("--mixup inf", "--mixup must lie between"),
+        ("--class_weight fear=2", "--class_weight does nothing here – add --loss"),
+        ("--loss wce --class_weight fear", "--class_weight fear: give LABEL=FACTOR, above 0, of neutral, happy"),
+        ("--loss wce --class_weight fear=0", "--class_weight fear=0: give LABEL=FACTOR, above 0"),
+        ("--loss wce --class_weight fright=2", "--class_weight fright=2: give LABEL=FACTOR, above 0"),
         ("--warmup_epochs 3", "--warmup_epochs 3 leaves none of 3 epochs – give a smaller one"),
         ("--first_size 16", "--first_size does nothing here – add --augment fernet"),
         ("--augment fernet --first_size 16", "--first_size: lightcnn takes pictures of one size"),
@@ -278,7 +284,7 @@ def test_settings_reach_what_they_name() -> None:
     """Each of the loss's settings changes the loss of a batch, or the order of the rows, as its function says."""
     from losses import build_loss
 
-    counts = torch.tensor([80.0, 15.0, 5.0]).double()
+    counts, three = torch.tensor([80.0, 15.0, 5.0]).double(), LabelSet("three", ("happy", "fear", "disgust"))
     logits, y_cls = torch.tensor([[3.0, 1.0, -2.0], [0.5, 2.0, 1.0]]), torch.tensor([0, 2])
     for words, loss, options in (
         ("--loss logit_adjusted --tau 0.7", "logit_adjusted", {"tau": 0.7}),
@@ -288,8 +294,14 @@ def test_settings_reach_what_they_name() -> None:
         ("--head cosine --loss ldam --arc_s 12", "ldam", {"scale": 12.0}),
         ("--label_smoothing 0.3", "ce", {"label_smoothing": 0.3}),
     ):
-        criterion = train.prepare_loss(settings.parse_args(words.split()), counts)
+        criterion = train.prepare_loss(settings.parse_args(words.split()), counts, three)
         expected = build_loss(loss, counts=counts, reg_weight=0.5, **options)  # type: ignore[arg-type]
         plain = build_loss("ce", counts=counts, reg_weight=0.5)
         found = criterion.classification(logits, y_cls)
         assert found == expected.classification(logits, y_cls) != plain.classification(logits, y_cls), words
+    words = "--loss wce --class_weight disgust=2,Fear=1.5"
+    criterion, plain = (
+        train.prepare_loss(settings.parse_args(flags.split()), counts, three) for flags in (words, "--loss wce")
+    )
+    assert criterion.weights is not None and plain.weights is not None
+    torch.testing.assert_close(criterion.weights / plain.weights, torch.tensor([1.0, 1.5, 2.0]))
