@@ -5,7 +5,6 @@ python -c "import sources; print(*sources.expand(['photos', 'more/*.png']), sep=
 """
 
 import glob
-import http.client
 import itertools
 import os
 import queue
@@ -14,9 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -133,6 +129,10 @@ def read(name: str) -> np.ndarray:
 def fetch(address: str) -> bytes:
     """What lies at an address, at most ADDRESS_MAX_BYTES, within ADDRESS_WAIT_S; Google Drive's through gdown. Raises
     ImageError."""
+    import http.client  # 8 MB, with what it draws in, that pictures on this machine do not need
+    import urllib.error
+    import urllib.parse
+
     done: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def work() -> None:
@@ -161,6 +161,8 @@ def fetch(address: str) -> bytes:
 
 def fetch_from_web(address: str) -> bytes:
     """What lies at an address. Raises ImageError where it is too large, else what urllib raises."""
+    import urllib.request
+
     request = urllib.request.Request(address, headers={"User-Agent": "fer-predict"})
     content, until = b"", time.monotonic() + ADDRESS_WAIT_S
     with urllib.request.urlopen(request, timeout=ADDRESS_WAIT_S) as answer:
