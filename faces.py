@@ -171,17 +171,17 @@ def decode_image(data: np.ndarray) -> np.ndarray:
     """Encoded bytes (uint8, (n,)) as an RGB image, uint8 (H, W, 3); see `read_image`. Raises `ImageError`."""
     if not png_is_whole(data):
         raise ImageError("truncated")
-    too_large = ImageError(f"larger than {MAX_PIXELS // 1_000_000} million pixels")
+    too_large = f"larger than {MAX_PIXELS // 1_000_000} million pixels"
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if image is None:
             raise ImageError("cannot be decoded")
         if image.shape[0] * image.shape[1] > MAX_PIXELS:  # where OpenCV was loaded before its limit was set
-            raise too_large
+            raise ImageError(too_large)
         alpha = decode_alpha(data, image)
     except cv2.error as error:
         if "MAX_IMAGE_PIXELS" in str(error) or "pixels" in str(error):
-            raise too_large from error
+            raise ImageError(too_large) from error
         raise ImageError("cannot be decoded") from error
     if alpha is not None:
         image = np.rint(image * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)

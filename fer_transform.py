@@ -265,6 +265,12 @@ def row_keys(rows: Any) -> list[tuple[str, int]]:
     return list(zip(rows["path"].fillna("").astype(str), rows["index"].fillna(-1).astype(int), strict=True))
 
 
+def majority_classes(rows: Any) -> np.ndarray:
+    """The class of ferplus8 that won the votes of each row, (N,), −1 where "unknown", "NF" or nobody did."""
+    won = ferplus_majority(rows[list(VOTES)].to_numpy())
+    return np.where(won < len(LABEL_SETS["ferplus8"]), won, -1)
+
+
 class FERDataset(Dataset):
     """The rows of a metadata parquet as (image, y_cls, y_reg, soft).
 
@@ -297,9 +303,7 @@ class FERDataset(Dataset):
         index_of = dict(zip(source.names, remap(source, self.labels), strict=True))
         voted = set(VOTES) <= set(rows.columns)
         if voted and self.labels.name == "ferplus8" != source.name:
-            winners = ferplus_majority(rows[list(VOTES)].to_numpy())
-            names = [*self.labels.names, *[None] * (len(VOTES) + 1 - len(self.labels))]  # unknown, nf, and −1 for nobody
-            rows = rows.assign(label=[names[winner] for winner in winners])
+            rows = rows.assign(label=[None if won < 0 else self.labels.names[won] for won in majority_classes(rows)])
             index_of = {name: index for index, name in enumerate(self.labels.names)}
         keep = rows["label"].map(index_of).notna()
         if drop_invalid_va:  # the filter of the multitask report; its −2 sentinel is NaN already
@@ -354,10 +358,7 @@ class FERDataset(Dataset):
 
     def majority(self) -> np.ndarray | None:
         """The class of ferplus8 that won the votes of each row, (N,), −1 where none of them did; None without votes."""
-        if "votes" not in self.soft:
-            return None
-        won = ferplus_majority(self.rows[list(VOTES)].to_numpy())
-        return np.where(won < len(LABEL_SETS["ferplus8"]), won, -1)
+        return majority_classes(self.rows) if "votes" in self.soft else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random numbers of this epoch."""
