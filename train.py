@@ -706,7 +706,7 @@ def restore(
         raise TrainingError(
             f"{path} was trained on split {contents['split_id']}, the parquet is of {split_id} – index as before"
         )
-    asked = [{key: group[key] for key in ("share", "weight_decay")} for group in optimizer.param_groups]
+    asked = [{key: group[key] for key in ("share", "weight_decay", "fused")} for group in optimizer.param_groups]
     try:
         model.load_state_dict(contents["state_dict"] if average is None else contents["unaveraged"])
         optimizer.load_state_dict(contents["optimizer"])
