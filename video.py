@@ -5,14 +5,16 @@ python predict.py --webcam                        # q ends it, s saves the pictu
 """
 
 import csv
+import heapq
 import itertools
 import math
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +38,31 @@ WINDOW = "FER: q quits, s saves"
 Predict = Callable[[np.ndarray], list[FacePrediction]]  # (H, W, 3) RGB → the faces in it
 
 
-@dataclass
 class Track:
-    """A person over time: the times in seconds, boxes, and smoothed probabilities (classes,) and affect of each."""
+    """A person over time: `latest` is the smoothed answer in the last frame; of every frame there are its number, time,
+    box, smoothed probabilities and affect (NaN where unknown), flat, as an hour has a hundred thousand of them."""
 
-    number: int
-    times_s: list[float] = field(default_factory=list)
-    frames: list[int] = field(default_factory=list)
-    smoothed: list[FacePrediction] = field(default_factory=list)
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.latest: FacePrediction
+        self.frames, self.times_s = array("q"), array("d")
+        self.boxes, self.shares, self.affect = array("q"), array("d"), array("d")
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes."""
+        return list(self.latest.probabilities)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Smoothed, of every frame: (frames, classes)."""
+        return np.array(self.shares).reshape(len(self.frames), -1)
 
     def add(self, time_s: float, frame: int, prediction: FacePrediction) -> None:
         """Take in a frame's prediction: an exponential mean with the time constant SMOOTHING_S."""
         if self.times_s:
             weight = 1.0 - math.exp(-(time_s - self.times_s[-1]) / SMOOTHING_S)
-            last = self.smoothed[-1]
+            last = self.latest
             shares = {
                 name: (1.0 - weight) * last.probabilities[name] + weight * share
                 for name, share in prediction.probabilities.items()
@@ -59,9 +72,12 @@ class Track:
                 for old, new in ((last.valence, prediction.valence), (last.arousal, prediction.arousal))
             ]
             prediction = FacePrediction(prediction.face, shares, *affect)
-        self.times_s.append(time_s)
+        self.latest = prediction
         self.frames.append(frame)
-        self.smoothed.append(prediction)
+        self.times_s.append(time_s)
+        self.boxes.extend(prediction.face[:4])
+        self.shares.extend(prediction.probabilities.values())
+        self.affect.extend(math.nan if value is None else value for value in prediction[2:])
 
 
 def overlap(first: Face, second: Face) -> float:
@@ -89,7 +105,7 @@ class Tracker:
 
         alive = [track for track in self.tracks if time_s - track.times_s[-1] <= PATIENCE_S]
         shares = np.array(
-            [[overlap(track.smoothed[-1].face, prediction.face) for prediction in predictions] for track in alive]
+            [[overlap(track.latest.face, prediction.face) for prediction in predictions] for track in alive]
         ).reshape(len(alive), len(predictions))
         matched = {
             int(column): alive[row]
@@ -184,7 +200,7 @@ def follow(path: str, predict: Predict, *, save: Path | None, name: str = "") ->
             if save is not None:
                 if writer is None:
                     writer = files.enter_context(writing(save / f"{stem}_annotated.mp4", rate(capture), image.shape))
-                drawn = annotate(image, [track.smoothed[-1] for track in tracks])
+                drawn = annotate(image, [track.latest for track in tracks])
                 writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     if save is not None:
         write_timelines(save / f"{stem}_timeline.csv", tracker.tracks)
@@ -195,24 +211,23 @@ def follow(path: str, predict: Predict, *, save: Path | None, name: str = "") ->
 
 def write_timelines(path: Path, tracks: Sequence[Track]) -> None:
     """Every track in every frame, in order of time: box, smoothed probabilities, valence and arousal."""
-    labels = list(tracks[0].smoothed[0].probabilities) if tracks else []
-    shares = [f"p_{name}" for name in labels]
-    lines: list[list[Any]] = [
-        [
-            number, f"{time_s:.3f}", track.number, said.face.x, said.face.y, said.face.w, said.face.h, said.label,
-            *(f"{said.probabilities[name]:.6f}" for name in labels),
-            *("" if value is None else f"{value:.4f}" for value in (said.valence, said.arousal)),
-        ]
-        for track in tracks
-        for number, time_s, said in zip(track.frames, track.times_s, track.smoothed, strict=True)
-    ]  # fmt: skip
-    lines.sort(key=lambda line: line[0])
+
+    def lines(track: Track) -> Iterator[list[Any]]:
+        boxes, affect = np.array(track.boxes).reshape(-1, 4), np.array(track.affect).reshape(-1, 2)
+        columns = (track.frames, track.times_s, boxes, track.probabilities, affect)
+        for number, time_s, box, shares, known in zip(*columns, strict=True):
+            said = [f"{share:.6f}" for share in shares]
+            values = ["" if math.isnan(value) else f"{value:.4f}" for value in known]
+            yield [number, f"{time_s:.3f}", track.number, *box, track.labels[shares.argmax()], *said, *values]
+
+    names = [f"p_{name}" for name in tracks[0].labels] if tracks else []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["frame", "time_s", "track", "x", "y", "w", "h", "label", *shares, "valence", "arousal"])
-        writer.writerows(lines)
+        writer.writerow(["frame", "time_s", "track", "x", "y", "w", "h", "label", *names, "valence", "arousal"])
+        in_time = heapq.merge(*(lines(track) for track in tracks), key=itemgetter(0))
+        writer.writerows(in_time)
     temporary.replace(path)
 
 
@@ -225,8 +240,7 @@ def plot_timeline(path: Path, track: Track, *, title: str) -> None:
     gaps = np.flatnonzero(np.diff(times) > 1.5 * step) + 1
     with picture([path], 8.0, 3.6, title) as figure:
         axis: Any = figure.subplots()
-        for name in track.smoothed[0].probabilities:
-            values = np.array([said.probabilities[name] for said in track.smoothed])
+        for name, values in zip(track.labels, track.probabilities.T, strict=True):
             marker = "o" if len(times) == 1 else None
             axis.plot(
                 np.insert(times, gaps, np.nan), np.insert(values, gaps, np.nan),
@@ -238,10 +252,8 @@ def plot_timeline(path: Path, track: Track, *, title: str) -> None:
 
 def commonest(track: Track) -> dict[str, float]:
     """The share of its frames in which a track shows each expression, the commonest first."""
-    counts = Counter(said.label for said in track.smoothed)
-    return {
-        name: count / len(track.smoothed) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    }
+    counts = Counter(track.labels[index] for index in track.probabilities.argmax(axis=1))
+    return {name: count / len(track.frames) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))}
 
 
 def describe_tracks(path: str, tracks: Sequence[Track]) -> str:
@@ -252,7 +264,7 @@ def describe_tracks(path: str, tracks: Sequence[Track]) -> str:
     for track in tracks:
         shown = ", ".join(f"{name} {share:.0%}" for name, share in list(commonest(track).items())[:3])
         times = f"{track.times_s[0]:.1f} to {track.times_s[-1]:.1f} s"
-        lines.append(f"{path}: track {track.number}, {times}: {shown} of {len(track.smoothed)} frames")
+        lines.append(f"{path}: track {track.number}, {times}: {shown} of {len(track.frames)} frames")
     return "\n".join(lines)
 
 
@@ -262,7 +274,7 @@ def track_to_dict(track: Track) -> dict[str, Any]:
         "track": track.number,
         "from_s": round(track.times_s[0], 3),
         "to_s": round(track.times_s[-1], 3),
-        "frames": len(track.smoothed),
+        "frames": len(track.frames),
         "labels": {name: round(share, 4) for name, share in commonest(track).items()},
     }
 
@@ -282,7 +294,7 @@ def watch(camera: int, predict: Predict, *, save: Path) -> int:
                 predictions = predict(image)
                 now = time.monotonic() - begin
                 tracks = tracker.update(now, shown, predictions)
-                drawn = cv2.cvtColor(annotate(image, [track.smoothed[-1] for track in tracks]), cv2.COLOR_RGB2BGR)
+                drawn = cv2.cvtColor(annotate(image, [track.latest for track in tracks]), cv2.COLOR_RGB2BGR)
                 tracker.forget(now)
                 shown += 1
                 cv2.imshow(WINDOW, drawn)

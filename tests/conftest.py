@@ -18,6 +18,13 @@ FERPLUS_COLUMNS = (
 FERPLUS_OF_CLASS = (4, 5, 6, 1, 3, 2, 0)  # the column of each class of FER2013, by its number
 
 
+@pytest.fixture(autouse=True)
+def no_detector_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests find faces by the cascade, whether YuNet was fetched here or not, unless they say otherwise."""
+    monkeypatch.delenv("FER_DETECTOR", raising=False)
+    monkeypatch.setattr("faces.YUNET_FILE", "not_fetched.onnx")
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with metadata_{all,train,val}.parquet over 120 drawn faces of 48 px (affectnet8, valence, arousal)."""

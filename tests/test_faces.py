@@ -630,8 +630,6 @@ def test_yunet_finds_the_same_face_at_any_size(fixtures: Path, yunet: faces.YuNe
 
 
 def test_which_detector_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FER_DETECTOR", raising=False)
-    monkeypatch.setattr(faces, "YUNET_FILE", "not_fetched.onnx")
     assert faces.make_detector("auto") == (faces.haar_faces, "haar")
     detect, name = faces.make_detector("none")
     assert name == "none" and detect(numbered(50, 50)) == []

@@ -79,12 +79,13 @@ def test_smoothing_by_hand() -> None:
     track = video.Track(1)
     track.add(0.0, 0, said(0, happy=1.0, valence=1.0))
     track.add(0.5, 1, said(0, happy=0.0, valence=0.0))
-    assert track.smoothed[1].probabilities["happy"] == pytest.approx(math.exp(-1))
-    assert track.smoothed[1].valence == pytest.approx(math.exp(-1)) and track.smoothed[1].arousal is None
+    assert track.latest.probabilities["happy"] == pytest.approx(math.exp(-1))
+    assert track.latest.valence == pytest.approx(math.exp(-1)) and track.latest.arousal is None
+    assert np.allclose(track.probabilities, [[1.0, 0.0], [math.exp(-1), 1 - math.exp(-1)]])
     for step in range(20):
         track.add(0.6 + step / 10, step, said(0, happy=0.0, valence=0.0))
-    assert track.smoothed[-1].probabilities["happy"] < 0.02
-    assert all(sum(value.probabilities.values()) == pytest.approx(1) for value in track.smoothed)
+    assert track.latest.probabilities["happy"] < 0.02
+    assert track.probabilities.shape == (22, 2) and np.allclose(track.probabilities.sum(axis=1), 1.0)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
