@@ -62,17 +62,19 @@ $(VENV):
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed .venv/installed-export
 
+INDEXED = $(if $(DATA),--data "$(DATA)") $(if $(FERPLUS),--ferplus "$(FERPLUS)")
+
 # What `make eval` scores: the run named, else the newest, else one that is trained for it.
 NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
-CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(MODEL)_seed42/best.pth))
+CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(or $(RECIPE),$(MODEL))_seed42/best.pth))
 
 # What `make train` trains: the recipe named, else that of the model.
 WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(if $(filter command%,$(origin MODEL)),--model $(MODEL)),--model $(MODEL))
 
 # $(call train_once,EXP,RECIPE AND FLAGS,FLAGS OF THE SCORING): what was trained already is scored if it is not yet, what
-# was interrupted goes on.
-train_once = if [ -f runs/$(1)/metrics.json ]; then echo "runs/$(1) is there already: remove it to train it anew"; \
-  elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth || [ -f runs/$(1)/training_history.png ]; \
+# was interrupted goes on. The curves are drawn when a training is complete.
+train_once = if [ -f runs/$(1)/training_history.png ]; then echo "runs/$(1) is there already: remove it to train it anew"; \
+  elif [ -f runs/$(1)/last.pth ]; then $(PYTHON) train.py --resume runs/$(1)/last.pth; \
   else $(PYTHON) train.py $(2) --exp $(1); fi; [ -f runs/$(1)/metrics.json ] || $(PYTHON) evaluate.py runs/$(1) $(3)
 
 TWO_PHASE = $(or $(EXP),two_phase)
@@ -111,7 +113,7 @@ demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 	@echo "Open runs/demo/drawn_faces/confusion_matrix.png, runs/demo/drawn_faces/training_history.png and runs/demo/batch.png."
 
 metadata: $(READY) ## index DATA (default: data/, else this folder) into metadata_*.parquet
-	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)") $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(ARGS)
+	$(PYTHON) metadata_parallel.py $(INDEXED) $(ARGS)
 
 train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
 	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,$(WHAT)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
@@ -127,20 +129,20 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 
 # The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, learns from
 # what they say of the training rows, which is not scored again under a student that was interrupted.
-ENSEMBLE = $(or $(RECIPE),fernet)
+ENSEMBLE = $(or $(RECIPE),$(if $(filter command%,$(origin MODEL)),$(MODEL)),fernet)
 STUDENT = student_$(ENSEMBLE)_seed42
 TEACHER = teacher_$(ENSEMBLE)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
 	@set -e; for seed in $(SEEDS); do \
-	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed $(ARGS),--split val); done
+	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed --no-score_test $(ARGS),--split val); done
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
 student: ensemble ## make ensemble, then one network that learns from its probabilities
 	@[ -f runs/$(STUDENT)/last.pth ] || \
 	  $(PYTHON) evaluate.py $(MEMBERS) --tta flip --meta metadata_train.parquet --out runs/$(TEACHER)
-	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --teacher runs/$(TEACHER)/predictions.parquet $(ARGS) $(ARGS2),--split val)
+	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --no-score_test --teacher runs/$(TEACHER)/predictions.parquet $(ARGS) $(ARGS2),--split val)
 	$(PYTHON) evaluate.py runs/$(STUDENT) $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
@@ -199,7 +201,7 @@ clean: ## remove caches and the demo; runs, metadata and weights stay
 # --- files that a verb needs --------------------------------------------------------------------------------------------
 
 metadata_train.parquet metadata_val.parquet: | $(READY)
-	$(PYTHON) metadata_parallel.py $(if $(DATA),--data "$(DATA)")
+	$(PYTHON) metadata_parallel.py $(INDEXED)
 
 runs/%/best.pth: | $(READY) metadata_train.parquet
-	$(PYTHON) train.py --model $(MODEL) --exp $*
+	$(PYTHON) train.py $(WHAT) --exp $*

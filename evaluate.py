@@ -230,8 +230,8 @@ def split_of(meta: Path, asked: str | None) -> str:
     found = sorted(read_metadata(meta)[0]["split"].unique())
     if len(found) != 1 or asked not in (None, found[0]):
         raise EvaluationError(
-            f"{meta} holds rows of {', '.join(found) or 'no split'}, to be scored is {asked or 'one split'} – "
-            "give metadata_val.parquet or metadata_test.parquet"
+            f"{meta} holds rows of {', '.join(found) or 'no split'}, wanted is {asked or 'one split'} – "
+            f"give {f'metadata_{asked}.parquet' if asked else 'metadata_val.parquet or metadata_test.parquet'}"
         )
     return found[0]
 
@@ -426,11 +426,6 @@ def training_priors(members: Sequence[Checkpoint], path: Path) -> np.ndarray:
     return rows / rows.sum()
 
 
-def parameters(member: Checkpoint) -> int:
-    """The number of a network's parameters; an ONNX file says it."""
-    return member.info.get("parameters") or sum(values.numel() for values in member.model.parameters())
-
-
 def evaluate(
     joined: Predictions,
     dataset: FERDataset,
@@ -453,7 +448,7 @@ def evaluate(
     values: dict[str, Any] = {
         "exp": exp, "model": model_name, "split": split, "rows": len(dataset), "rows_left_out": dataset.left_out,
         "label_set": labels.name, "split_id": dataset.info["split_id"], "epoch": members[0].info.get("epoch"),
-        "members": len(members), "parameters": sum(parameters(member) for member in members),
+        "members": len(members), "parameters": sum(member.info["parameters"] for member in members),
     } | more | scores | pattern.scores() | {"confusion": counts.tolist()}  # fmt: skip
     reasons |= dict.fromkeys(pattern.scores(), pattern.undefined) if pattern.undefined else {}
     remove_figures_of_others(out, values)
@@ -506,6 +501,7 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
         shared = {
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
+        shared["votes_weight"] = max(r["args"].get("votes_weight", 0.0) for r in records)  # whether any has learnt from them
         trained: list[dict[str, Any]] = [
             {"name": run.name, "epoch": epoch, "epochs": len(history_lines(run)), "resumed": []}
             | {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evaluate import EvaluationError, check_belongs
+from evaluate import EvaluationError, check_belongs, split_of
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
@@ -160,7 +160,7 @@ def describe_file(checkpoint: Checkpoint, temperatures: dict[str, float]) -> dic
         },
         "affect": checkpoint.model.regressor is not None and info.get("affect_rows", 0) > 0,
         "preprocess": checkpoint.preprocess.to_dict(),
-        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "parameters": checkpoint.info["parameters"],
         **{key: info.get(key) for key in KEPT},
         "versions": versions(),
     }
@@ -294,14 +294,15 @@ def export(
     return lines
 
 
-def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, default: str) -> Path | None:
-    """The parquet to use: the one that is given, which must be of the checkpoint's own split, else `default` where it is
-    there and is of that split, else None. Raises EvaluationError or MetadataError.
+def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str) -> Path | None:
+    """The parquet of a split: the one that is given, which must hold those rows and fit the checkpoint, else the one in this
+    folder where it is there and fits, else None. Raises EvaluationError or MetadataError.
     """
     if given is not None:
+        split_of(given, split)
         check_belongs(checkpoint, source, given, cross_dataset=False)
         return given
-    path = Path(default)
+    path = Path(f"metadata_{split}.parquet")
     own = path.is_file() and read_metadata(path)[1]["split_id"] == checkpoint.info.get("split_id")
     return path if own else None
 
@@ -357,8 +358,8 @@ def main(argv: list[str] | None = None) -> int:
             path,
             out,
             kind=args.kind,
-            train_meta=rows_of(checkpoint, path, args.train_meta, "metadata_train.parquet"),
-            val_meta=rows_of(checkpoint, path, args.val_meta, "metadata_val.parquet"),
+            train_meta=rows_of(checkpoint, path, args.train_meta, "train"),
+            val_meta=rows_of(checkpoint, path, args.val_meta, "val"),
             calibration=args.calibration,
             detector_model=find_yunet(args.detector_model),
         )

@@ -473,6 +473,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     except RuntimeError as error:
         raise ModelError(f"{path}: its weights do not fit the network {contents['model']}") from error
     labels = label_set_of(contents["labels"])
+    contents["parameters"] = sum(values.numel() for values in model.parameters())  # of both heads
     if model.votes is not None and label_set == VOTED.name:
         model.classifier, labels = model.votes, VOTED
     return Checkpoint(model.eval(), labels, preprocess, contents)

@@ -111,7 +111,8 @@ class Group:
         else:
             called = f"ensemble of {count} " if count > 1 else ""
             called += first.settings.get("recipe") or first.values["model"]
-        if first.settings.get("votes_weight") and "FER+" not in called:
+        voted = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
+        if voted and "FER+" not in called:
             called += ", with the FER+ votes of the training rows"
         return called + more
 
@@ -177,12 +178,12 @@ def systems(groups: Sequence[Group]) -> list[Group]:
 
 
 def variants(groups: Sequence[Group]) -> list[Group]:
-    """The groups of the study: the light CNN on the seven classes of FER2013, scored on the test split."""
-    wanted = ("lightcnn", LABELS.name, "test")
+    """The groups of the study: one light CNN on the seven classes of FER2013, scored on the test split by one view."""
+    wanted = {"model": "lightcnn", "label_set": LABELS.name, "split": "test", "members": 1, "views": None}
     return [
         group
         for group in groups
-        if all(tuple(run.values.get(key) for key in ("model", "label_set", "split")) == wanted for run in group.runs)
+        if all({"members": 1, **run.values}.get(key) == value for key, value in wanted.items() for run in group.runs)
     ]
 
 

@@ -197,6 +197,9 @@ def test_what_cannot_be_exported(
     assert "give --train_meta" in error_of(capsys, trained, tmp_path / "a.onnx", "--int8")
     assert "none.parquet not found" in error_of(capsys, trained, "--train_meta", tmp_path / "none.parquet")
     assert "--calibration" in error_of(capsys, trained, "--int8", "--calibration", "0", *metas(drawn))
+    train_meta, val_meta = metas(drawn)[1::2]
+    assert "holds rows of val, wanted is train" in error_of(capsys, trained, "--train_meta", val_meta)
+    assert "holds rows of train, wanted is val" in error_of(capsys, trained, "--val_meta", train_meta)
     assert "was trained on split" in error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
 
 

@@ -57,6 +57,27 @@ def test_what_is_kept(kept: Path, run: Path) -> None:
         assert (kept / "results" / "short" / name).read_bytes() == (run / name).read_bytes()
 
 
+def test_an_ensemble_is_kept_with_its_members(
+    run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, votes in ((3, 0.0), (4, 1.0)):
+        member = shutil.copytree(run, tmp_path / "runs" / f"short_seed{seed}")
+        record = json.loads((member / "run.json").read_text(encoding="utf-8"))
+        record |= {"command": f"python train.py --seed {seed}", "args": record["args"] | {"votes_weight": votes}}
+        (member / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    members = ["runs/short_seed3", "runs/short_seed4"]
+    assert evaluate.main([*members, "--meta", str(drawn / "metadata_val.parquet"), "--out", "runs/ensemble"]) == 0
+    assert report.main(["runs/ensemble"]) == 0
+    kept = json.loads(Path("results/ensemble/run.json").read_text(encoding="utf-8"))
+    assert [(member["name"], member["epochs"]) for member in kept["members"]] == [("short_seed3", 3), ("short_seed4", 3)]
+    text = Path("RESULTS.md").read_text(encoding="utf-8")
+    assert "(2 members)" in text and "with the FER+ votes of the training rows" in text  # one of them has learnt these
+    trained = ("python train.py --seed 3", "python train.py --seed 4")
+    commands = (*trained, "python evaluate.py runs/short_seed3 runs/short_seed4")
+    assert [command for command in commands if command not in text] == []
+
+
 def test_pictures_of_faces_are_never_kept(kept: Path, run: Path) -> None:
     assert (run / "misclassified.png").is_file() and (run / "misclassified_val.png").is_file()
     assert [path for path in kept.rglob("*") if "misclassified" in path.name] == []

@@ -147,6 +147,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--beta 0.5", "--loss wce"),
         ("--reg_weight 3 --no-affect", "--affect"),
         ("--exp ../outside", "plain name"),
+        ("--exp my\trun", "without blanks"),
         ("--lr 0", "--lr must lie between"),
         ("--arc_m 0.3", "--arc_m does nothing here – add --head arcface"),
         ("--arc_s 10", "add --head arcface or --head cosine"),
@@ -186,7 +187,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
 def test_options_that_lack_what_they_need(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
-    assert message in error_of(capsys, *short_training(drawn, tmp_path / "runs"), *words.split())
+    assert message in error_of(capsys, *short_training(drawn, tmp_path / "runs"), *words.split(" "))
     assert not (tmp_path / "runs").exists()
 
 

@@ -174,7 +174,8 @@ def test_chosen_epochs() -> None:
 def test_variants_are_those_of_one_network_classes_and_split() -> None:
     groups = groups_of(
         E0_seed42={}, mixup_seed42={}, val_seed42={"split": "val"}, demo={"label_set": "affectnet8"},
-        resnet18={"model": "resnet18"}, mixed_seed1={}, mixed_seed2={"model": "resnet18"},
+        resnet18={"model": "resnet18"}, mixed_seed1={}, mixed_seed2={"model": "resnet18"}, ensemble={"members": 3},
+        E0_flipped={"views": 2},
     )  # fmt: skip
     assert [group.name for group in study.variants(groups)] == ["E0", "mixup"]
 

@@ -264,7 +264,8 @@ def test_early_stopping_ends_a_run(
     assert load_checkpoint(tmp_path / "stop" / "best.pth").info["epoch"] == 5
 
 
-def test_staged_freezing_in_a_real_run(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_staged_freezing_in_a_real_run(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     """Which children of the backbone moved in which epoch, parameters and BatchNorm statistics apart."""
     one_epoch = train.train_one_epoch
     moved: list[tuple[set[str], set[str]]] = []
@@ -283,18 +284,8 @@ def test_staged_freezing_in_a_real_run(drawn: Path, tmp_path: Path, monkeypatch:
         return means
 
     monkeypatch.setattr(train, "train_one_epoch", watched)
-    flags = [
-        "--recipe",
-        "resnet18",
-        "--weights",
-        "none",
-        "--freeze_epochs",
-        "1",
-        "--unfreeze_all_at",
-        "3",
-        "--exp",
-        "staged",
-    ]
+    flags = ["--recipe", "resnet18", "--weights", "none", "--freeze_epochs", "1", "--unfreeze_all_at", "3"]
+    flags += ["--exp", "staged", "--optimizer", optimizer]
     data = short_training(drawn, tmp_path)[2:]
     assert train.main([*flags, *data, "--img_size", "32"]) == 0
     heads = {"classifier", "regressor"}
@@ -369,6 +360,7 @@ def test_what_cannot_be_resumed(
         ["--select", "macro_f1"],
         ["--img_size", "48"],
         ["--init", "other.pth"],
+        ["--seed", "4"],
     ):
         assert "cannot change" in error_of(capsys, "--resume", str(run), *flags)
     other = ["--train_meta", str(pixels / "metadata_train.parquet"), "--val_meta", str(pixels / "metadata_val.parquet")]
@@ -478,21 +470,31 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
         def forward(self, images: torch.Tensor) -> models.Output:
             seen.append(images)
             rows = images.mean(dim=(1, 2, 3))
-            return models.Output(torch.stack([rows, -rows], dim=1) * self.scale, torch.stack([rows, rows], dim=1))
+            logits = torch.stack([rows, -rows], dim=1) * self.scale
+            return models.Output(logits, torch.stack([rows, rows], dim=1), logits.repeat(1, 4))
 
     images = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), -2.0)])
     y_cls, y_reg = torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-0.5, 0.25]])
-    criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5)
+    teacher, votes = torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.full((2, 8), math.nan)
+    votes[0] = torch.tensor([0.5, 0.25, 0.25, *[0.0] * 5])  # the second row has none
+    criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5, votes_weight=1.0, teacher_weight=0.5)
     network: Any = Network()
+    batches: Any = [(images, y_cls, y_reg, {"votes": votes, "teacher": teacher})]
     means = train.train_one_epoch(
-        network, [(images, y_cls, y_reg, {})], criterion, torch.optim.SGD(network.parameters(), lr=0.1),  # type: ignore[arg-type]
+        network, batches, criterion, torch.optim.SGD(network.parameters(), lr=0.1),
         torch.amp.GradScaler("cpu", enabled=False), device=torch.device("cpu"), dtype=torch.float32, grad_clip=None,
         mixup=1.0, cutmix=0.0, average=None, label="test",
     )  # fmt: skip
     blended = torch.tensor([0.7 - 0.6, 0.3 - 1.4])
     torch.testing.assert_close(seen[0].mean(dim=(1, 2, 3)), blended)
     logits, affect = torch.stack([blended, -blended], dim=1), torch.stack([blended, blended], dim=1)
-    first, second = criterion(logits, affect, y_cls, y_reg), criterion(logits, affect, y_cls.flip(0), y_reg.flip(0))
+    first, second = (
+        criterion(
+            logits, affect, y_cls[rows], y_reg[rows], logits.repeat(1, 4), {"votes": votes[rows], "teacher": teacher[rows]}
+        )
+        for rows in (torch.tensor([0, 1]), torch.tensor([1, 0]))
+    )
+    assert first.votes.item() != second.votes.item()
     assert means["train_loss"] == pytest.approx((0.7 * first.total + 0.3 * second.total).item(), rel=1e-5)
     assert math.isfinite(means["train_loss_reg"]) and network.scale.isfinite()
 
