@@ -11,7 +11,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +163,6 @@ class Table:
                 raise TableError(f"{path} is there already – remove it, or give another name")
             if header_of(path) != columns(labels):
                 raise TableError(f"{path} has not the columns of this call – remove it, or give another name")
-            self.failed = errors_in(path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         size = self.go_on(resume=resume) if begun else 0
@@ -172,6 +173,14 @@ class Table:
             self.mark()  # a file without a note is complete
             self.file.write(self.encode([columns(labels)]))
             self.mark()
+
+    def check(self, names: Iterable[str]) -> None:
+        """Hold a complete file against the pictures of this call, and count those that could not be read. Raises
+        TableError where they are others."""
+        for name, told in itertools.zip_longest(names, pictures_in(self.path)):
+            if name is None or told is None or as_text(name) != as_text(told[0]):
+                raise TableError(f"{self.path} is complete, and of other pictures – give another name, or remove it")
+            self.failed += told[1]
 
     def go_on(self, *, resume: bool) -> int:
         """Take up what the note says; returns up to which byte the file is whole."""
@@ -191,11 +200,10 @@ class Table:
         return size
 
     def encode(self, lines: Sequence[Sequence[Any]]) -> bytes:
-        """Lines of CSV; bytes of paths that are no text are written as \\udc..., a carriage return, which ends a line, as
-        \\r."""
+        """Lines of CSV."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        return text.getvalue().replace("\r", "\\r").encode("utf-8", "backslashreplace")
+        return as_text(text.getvalue())
 
     def mark(self) -> None:
         """Note how far the file is whole."""
@@ -231,6 +239,11 @@ class Table:
             self.file_path.unlink()
 
 
+def as_text(written: str) -> bytes:
+    """What a table holds: bytes of paths that are no text as \\udc..., a carriage return, which ends a line, as \\r."""
+    return written.replace("\r", "\\r").encode("utf-8", "backslashreplace")
+
+
 def header_of(path: Path) -> list[str]:
     """The columns of a table's file; none where it is no table."""
     try:
@@ -244,15 +257,21 @@ def header_of(path: Path) -> list[str]:
         return []
 
 
-def errors_in(path: Path) -> int:
-    """How many pictures of a complete table could not be read."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
+def pictures_in(path: Path) -> Iterator[tuple[str, bool]]:
+    """The pictures of a complete table, in order, and whether each could not be read."""
+    with ExitStack() as files:
+        lines: Iterator[dict[str, Any]]
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
 
-        column = pq.read_table(path, columns=["error"])["error"]
-        return len(column) - column.null_count
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return sum(bool(line["error"]) for line in csv.DictReader(file))
+            table = files.enter_context(pq.ParquetFile(path))
+            batches = table.iter_batches(columns=["picture", "path", "error"])
+            lines = (line for batch in batches for line in batch.to_pylist())
+        else:
+            lines = csv.DictReader(files.enter_context(path.open(newline="", encoding="utf-8", errors="replace")))
+        for _, faces in itertools.groupby(lines, key=itemgetter("picture")):
+            first = next(faces)
+            yield first["path"], bool(first["error"])
 
 
 def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:
@@ -308,8 +327,8 @@ def save_annotated(folder: Path, number: int, result: Answer, image: np.ndarray)
 def save_explained(
     folder: Path, number: int, result: Answer, faces: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> None:
-    """Write each face as the network saw it, RGB (H, W, 3), and beside it, red, where hiding a part lowers the probability
-    of the answer (and blue, where it raises it), by `maps` (H, W); one line a face.
+    """Write each face as the network saw it, RGB (H, W, 3), and beside it, orange, where hiding a part lowers the
+    probability of the answer (and blue, where it raises it), by `maps` (H, W); one line a face.
     """
     lines = []
     for prediction, face, fall in zip(result.faces, faces, maps, strict=True):
@@ -319,9 +338,15 @@ def save_explained(
         colour = np.where(share > 0, np.array(FOR_COLOUR), np.array(AGAINST_COLOUR)).astype(np.float32)
         weight = 0.75 * np.abs(share)
         marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
-        text = f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}, falls by up to {fall.max():.0%}"
-        ground = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8)
-        cv2.putText(ground, text, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+        words = (
+            (f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}: hidden,", (0, 0, 0)),
+            (f"it falls (by up to {max(0.0, float(fall.max())):.0%})", FOR_COLOUR),
+            ("or rises", AGAINST_COLOUR),
+        )
+        ground, left = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8), 6
+        for text, ink in words:
+            cv2.putText(ground, text, (left, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink, 1, cv2.LINE_AA)
+            left += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 8
         lines.append(np.vstack([ground, np.hstack([picture, marked])]))
     write_jpeg(folder, f"{number:06d}_{stem_of(result.path)}_explained.jpg", np.vstack(lines))
 

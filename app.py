@@ -23,6 +23,7 @@ from typing import Any
 from faces import DETECTORS, DetectorError, ImageError, make_detector, read_image
 
 from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, columns, rows
+from command_line import Parser
 from figures import COLOURS
 from labels import LABEL_SETS
 from onnx_network import ModelError, OnnxNetwork
@@ -185,9 +186,9 @@ def launch(page: Any, *, port: int, browser: bool, wait: bool) -> str:
     return address
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the page (default)")
     parser.add_argument("--detector", choices=DETECTORS, default="auto", help="as predict.py")

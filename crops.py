@@ -6,7 +6,6 @@ and crops of photos that are gone are removed.
     python crops.py photos crops --detector yunet
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -32,6 +31,8 @@ from faces import (
 
 import cv2
 from tqdm import tqdm
+
+from command_line import Parser
 
 # Where YuNet's landmarks lie on average in FER2013's Training pictures, as shares of the side, and the margin that these
 # have round the box of the Haar cascade; both measured on 1,000 of them, as export.py does.
@@ -156,7 +157,7 @@ def outcome_lines(outcomes: Counter[str], target: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Crop a folder; status 2 with one line where that cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, metavar="PHOTOS", help="folder of photos")
     parser.add_argument("target", type=Path, metavar="CROPS", help="folder for the crops")
     parser.add_argument("--detector", choices=[name for name in DETECTORS if name != "none"], default="auto")

@@ -10,7 +10,6 @@ without --split the test split where there is one. The figures are computed in f
     python evaluate.py runs/lightcnn --label_set fer4 --out runs/four             # seven classes summed into four
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 import metrics
+from command_line import Parser
 from fer_transform import FERDataset, default_workers, make_loader
 from figures import write_pictures
 from inference import (
@@ -546,9 +546,9 @@ def strength(text: str) -> float | None:
     return tau
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "checkpoints", nargs="*", type=Path, metavar="CKPT", help="checkpoint or run folder (default: the newest)"
     )

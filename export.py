@@ -9,7 +9,6 @@ reported for all and temperatures are fitted.
     python export.py runs/lightcnn weights/lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
 """
 
-import argparse
 import json
 import logging
 import shlex
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from command_line import Parser
 from evaluate import EvaluationError, check_belongs, split_of
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
@@ -307,9 +307,9 @@ def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str
     return path if own else None
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
     parser.add_argument(
         "out",

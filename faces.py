@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike  # noqa: E402
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-CROP_SIZE_MAX_PX = 256  # a picture up to this size that is nearly square may be a face crop already
+CROP_SIZES_PX = 16, 256  # a nearly square picture of such a size may be a face crop already
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 YUNET_ADDRESS = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_FILE}"
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -231,9 +231,9 @@ def find_faces(detect: Detector, image: np.ndarray) -> list[Face]:
 
 
 def looks_like_crop(image: np.ndarray) -> bool:
-    """Whether a picture in which no face was found may be a face crop already: at most 256 px and nearly square."""
-    height, width = image.shape[:2]
-    return max(height, width) <= CROP_SIZE_MAX_PX and max(height, width) <= 1.25 * min(height, width)
+    """Whether a picture in which no face was found may be a face crop already: 16 to 256 px and nearly square."""
+    low, high = sorted(image.shape[:2])
+    return low >= CROP_SIZES_PX[0] and high <= CROP_SIZES_PX[1] and high <= 1.25 * low
 
 
 def searched(image: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -496,10 +496,11 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """Fetch YuNet's file; status 2 with one line where that cannot be done."""
-    import argparse
     import sys
 
-    parser = argparse.ArgumentParser(description="Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
+    from command_line import Parser
+
+    parser = Parser("Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
     beside = fetched_yunet()
     parser.add_argument("out", nargs="?", default=beside, help="default: %(default)s")
     out = parser.parse_args(argv).out

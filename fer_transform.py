@@ -6,7 +6,6 @@ validation images did. As a script it writes a contact sheet of an augmented bat
     python fer_transform.py --meta metadata_train.parquet --augment report --out runs/batch.png
 """
 
-import argparse
 import math
 import os
 import random
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from command_line import Parser
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
 
@@ -514,9 +515,9 @@ def write_contact_sheet(dataset: FERDataset, out: Path, *, faces: int = 8, varia
     plt.close(figure)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line of the contact sheet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--meta", default="metadata_train.parquet", help="parquet of make metadata (default: %(default)s)")
     parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
     parser.add_argument(

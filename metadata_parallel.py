@@ -16,10 +16,8 @@ least one row and never all, by numpy's PCG64 with the seed; a class with one ro
 (--test_data) has paths relative to the data root where it stands under it, else absolute ones.
 """
 
-import argparse
 import csv
 import hashlib
-import io
 import json
 import os
 import sys
@@ -39,6 +37,7 @@ from tqdm import tqdm
 
 import crops
 import layouts
+from command_line import Parser
 from labels import CANONICAL_NAMES, LABEL_SETS, LabelSet, remap
 from layouts import FERPLUS_VOTES, SPLITS, FaceChunk, Layout, MetadataError, Part
 
@@ -67,8 +66,8 @@ DIGEST_ROWS = 10_000  # rows turned into Python strings at a time
 Skipped = list[tuple[str, str]]  # (path, reason)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
 
     def add(flag: str, **settings: Any) -> None:
         parser.add_argument(*dict.fromkeys((flag, "--" + flag[2:].replace("_", "-"))), **settings)
@@ -550,8 +549,6 @@ def report(built: Built, out: Path) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a path's letters
     try:
         if args.inspect is not None:
             lines = inspect(args.inspect)

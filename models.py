@@ -7,7 +7,6 @@ regression head for valence and arousal. `MODELS` is the registry. A checkpoint 
     python models.py                                            # the device check: what would be used here, and why
 """
 
-import argparse
 import os
 import platform
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
+from command_line import Parser
 from labels import LABEL_SETS, LabelSet, label_set_of
 from onnx_network import ModelError, OnnxNetwork
 
@@ -586,7 +586,7 @@ def device_report() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print which device would be used, and why."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.parse_args(argv)
     print(device_report())
     return 0

@@ -45,6 +45,7 @@ from answers import (
     to_dict,
     to_text,
 )
+from command_line import Parser
 from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork
 
@@ -322,9 +323,9 @@ def answers(
         yield [(number, results[number]) for number, _ in part]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "images",
@@ -372,8 +373,10 @@ def main(argv: list[str] | None = None) -> int:
     videos = [name for name in args.images if sources.is_video(name) and not sources.is_pattern(name)]
     if videos and path is not None:
         parser.error(f"{videos[0]}: the timeline of a video is written by --save DIR, not into a table")
-    if args.explain and (args.save is None or all(map(sources.is_video, args.images))):
-        parser.error("--explain writes pictures of the faces in pictures: give --save DIR, too")
+    if args.explain and videos:
+        parser.error(f"{videos[0]}: --explain is for pictures – leave it out, or the video")
+    if args.explain and args.save is None:
+        parser.error("--explain writes pictures: give --save DIR, too")
     if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard):
         parser.error("--webcam shows a window and writes nothing but what s saves: leave out the others")
     if (args.webcam is None) == (not args.images):
@@ -386,8 +389,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.csv}: for Parquet give --parquet")
     if path is not None and sources.is_folder(str(path)):
         parser.error(f"{path} is a folder: give the name of a file in it, too")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # consoles that cannot show a bar or a path's letters
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be text
     try:
@@ -411,11 +412,12 @@ def main(argv: list[str] | None = None) -> int:
         call = {"images": args.images, "model": args.model, "labels": list(predictor.labels.names), "shard": list(shard)}
         call |= {"detector": predictor.detector, "network": file_digest(network_file(args.model))}
         table = Table(path, predictor.labels.names, call=call, resume=args.resume) if path is not None else None
+        names = sources.numbered(sources.expand(args.images, leave_out=args.save), shard)
         if table is not None and table.complete:
+            table.check(name for _, name in sources.without_videos(names, []))
             print(f"{path} is complete already: nothing was read")
             status = 1 if table.failed else 0
         else:
-            names = sources.numbered(sources.expand(args.images, leave_out=args.save), shard)
             status = write(predictor, names, args, table)
         by_torchrun = args.shard is None and shard[1] > 1
         return 0 if by_torchrun else status  # it would end the other shards for a picture that cannot be read

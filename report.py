@@ -7,7 +7,6 @@ written from results/ alone, so a fresh clone reproduces them to the byte.
     python report.py                       # write RESULTS.md again
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import study
+from command_line import Parser
 from evaluate import write_text
 from labels import LABEL_SETS
 from recipes import DOCUMENTED
@@ -390,9 +390,9 @@ def write_results(results: Path, out: Path) -> int:
     return len(kept)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to keep")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="default: %(default)s")

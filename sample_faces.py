@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from command_line import Parser
 from labels import LABEL_SETS
 
 AFFECTNET = LABEL_SETS["affectnet8"]
@@ -630,10 +631,10 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Draw a small synthetic data set of cartoon faces in the AffectNet layout.",
+    parser = Parser(
+        "Draw a small synthetic data set of cartoon faces in the AffectNet layout.",
         epilog="example: python sample_faces.py --out runs/demo/data --count 2400 --sheet runs/demo/faces.png",
     )
     add = parser.add_argument

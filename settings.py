@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from backbones import ATTENTION, STEMS
+from command_line import Parser
 from fer_transform import AUGMENTATIONS, BATCH_AUGMENTATIONS, SIZE_MIN_PX
 from labels import LABEL_SETS
 from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
@@ -40,9 +41,9 @@ SIZE_STEP_PX = 8  # by which --first_size grows
 SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
-def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+def build_parser(description: str | None = None) -> Parser:
     """The command line; what a recipe sets has its default from RECIPES."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
 
     def flag(name: str, **options: Any) -> None:
         hyphened = [f"--{name.replace('_', '-')}"] if "_" in name else []

@@ -12,7 +12,6 @@ contend for the interpreter and cost less. Memory is the peak of a fresh process
 Files go to the system's folder for temporary ones; TMPDIR=/dev/shm keeps them off a slow disk.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -30,6 +29,8 @@ import cv2
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
+
+from command_line import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -134,7 +135,7 @@ def peak_bytes(data: Path, out: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--rows", type=int, default=JUDGED_ROWS, help="faces to write (30,000)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each way runs (3)")
     args = parser.parse_args(argv)

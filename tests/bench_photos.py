@@ -7,7 +7,6 @@ that are not found counted as wrong. The target: with YuNet 90% of the accuracy 
     FER_DETECTOR=yunet.onnx python tests/bench_photos.py weights/lightcnn.onnx --faces 500
 """
 
-import argparse
 import os
 import sys
 from dataclasses import replace
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from command_line import Parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,7 +51,7 @@ def paste(face: np.ndarray, scene: np.ndarray, generator: np.random.Generator) -
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line for each way; status 1 where YuNet with alignment misses the target."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL)
     parser.add_argument("--meta", default="metadata_val.parquet", help="default: %(default)s")
     parser.add_argument("--faces", type=int, default=500, help="default: %(default)s")

@@ -11,7 +11,6 @@ torch, 200 MB, 5 ms a face, 50 MB between the folders.
 It needs idle cores.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from command_line import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -66,7 +67,7 @@ def per_second(network: OnnxNetwork, faces: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line a measurement; status 1 where a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("models", nargs="*", default=[DEFAULT_MODEL], help="networks (default: the shipped one)")
     parser.add_argument("--photo", type=Path, help="default: a drawn portrait of a megapixel")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")

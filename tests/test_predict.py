@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -246,7 +247,9 @@ def test_odd_sizes_with_yunet(checkpoint: str, tmp_path: Path, shape: tuple[int,
         assert not detected and len(faces) == int(max(shape) <= 256 and max(shape) <= 1.25 * min(shape))
 
 
-@pytest.mark.parametrize(("height", "width", "faces"), [(1, 1, 1), (2, 2, 1), (1, 30, 0), (257, 257, 0), (256, 256, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "faces"), [(1, 1, 0), (15, 15, 0), (16, 16, 1), (1, 30, 0), (257, 257, 0), (256, 256, 1)]
+)
 def test_odd_sizes(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], height: int, width: int, faces: int
 ) -> None:
@@ -384,7 +387,7 @@ def test_wrong_usage_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[
         predict.main(argv)
     assert left.value.code == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("usage: ")
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.endswith(" – see --help\n")
 
 
 def test_an_unknown_device_is_said(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -853,6 +856,25 @@ def test_explained_pictures(checkpoint: str, pictures: Path, two_faces: list[Fac
     assert read_image(tmp_path / "000000_big_explained.jpg").shape == (2 * (240 + 28), 480, 3)
     with pytest.raises(SystemExit):
         predict.main([names[0], "--explain"])
+
+
+def test_a_complete_table_of_other_pictures_is_not_taken_for_this_call(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = ["b\r\n.png"] + ([os.fsdecode(b"c\xe9.png")] if sys.platform == "linux" else [])
+    for name in names if sys.platform != "win32" else ["b.png"]:
+        shutil.copy(pictures / "small.png", folder / name)
+    for form in ("csv", "parquet"):
+        flags = [str(folder), "--model", checkpoint, f"--{form}", str(tmp_path / f"a.{form}"), "--resume"]
+        assert predict.main(flags) == 0 and predict.main(flags) == 0
+        assert capsys.readouterr().out.endswith("complete already: nothing was read\n")
+        for late in ("a.png", "z.png"):
+            shutil.copy(pictures / "small.png", folder / late)
+            assert predict.main(flags) == 2
+            assert "is complete, and of other pictures – give another name, or remove it" in capsys.readouterr().err
+            (folder / late).unlink()
 
 
 def test_names_that_file_systems_take() -> None:
