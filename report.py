@@ -328,12 +328,12 @@ def per_class(results: dict[str, dict[str, Any]]) -> str:
 
 
 def beside_table(results: dict[str, dict[str, Any]]) -> str:
-    """What stands beside the figures of the runs that have it: the plain view, pictures seen before, calibration."""
+    """What stands beside the figures: of the runs that have it the plain view and pictures seen before; calibration."""
     rows = []
     for exp, values in results.items():
         pairs = [f"{figure(values.get(f'accuracy_{key}'))} / {figure(values.get(f'macro_f1_{key}'))}" for key in BESIDE]
         errors = [values.get(f"expected_calibration_error{key}") for key in ("_uncalibrated", "")]
-        if set(pairs) != {"– / –"} or errors[0] is not None:
+        if any(error is not None for error in errors):
             seen = f" ({values['rows_seen']} fewer)" if "rows_seen" in values else ""
             rows.append([exp, pairs[0], pairs[1] + seen, *map(figure, errors), figure(values.get("temperature"))])
     header = ["run", "one view", "without pictures of the training", "ECE as trained", "ECE", "temperature"]
@@ -374,18 +374,17 @@ def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
 def write_results(results: Path, out: Path) -> int:
     """Write RESULTS.md, and the study into results/study/, from results/; returns the number of runs. Raises ReportError."""
     kept = {folder.name: read_result(folder) for folder in sorted(results.glob("*")) if (folder / "metrics.json").is_file()}
+    if not kept:
+        raise ReportError(f"no run is kept in {results}/ – keep one: python report.py runs/NAME")
     link = Path(os.path.relpath(results, out.parent)).as_posix()
     groups = study.grouped(kept)
     check_alike(groups)
     parts = [HEAD]
-    if kept:
-        parts.append(comparison(study.systems(groups), link))
-        if pictures := write_study(study.variants(groups), results / "study"):
-            parts.append(study_part(pictures, f"{link}/study"))
-        parts += ["## Every run\n", overview(kept, link), per_class(kept) + beside_table(kept) + affect_table(kept)]
-        parts += ["## Details of each run\n", *(details(exp, values, results / exp, link) for exp, values in kept.items())]
-    else:
-        parts.append("No run is kept yet: `python report.py runs/<exp>`.\n")
+    parts.append(comparison(study.systems(groups), link))
+    if pictures := write_study(study.variants(groups), results / "study"):
+        parts.append(study_part(pictures, f"{link}/study"))
+    parts += ["## Every run\n", overview(kept, link), per_class(kept) + beside_table(kept) + affect_table(kept)]
+    parts += ["## Details of each run\n", *(details(exp, values, results / exp, link) for exp, values in kept.items())]
     write_text(out, "\n".join(parts))
     return len(kept)
 

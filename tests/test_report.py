@@ -218,9 +218,9 @@ def test_what_a_run_no_longer_has_is_not_kept(kept: Path, run: Path) -> None:
 
 def test_nothing_kept_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert report.main([]) == 0
-    assert "No run is kept yet" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "runs in it: 0" in capsys.readouterr().out
+    assert report.main([]) == 2
+    assert "no run is kept in results/ – keep one: python report.py runs/NAME" in capsys.readouterr().err
+    assert not (tmp_path / "RESULTS.md").exists()
 
 
 def test_a_run_that_was_not_scored(
