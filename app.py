@@ -23,7 +23,7 @@ from typing import Any
 from faces import DETECTORS, DetectorError, ImageError, make_detector, read_image
 
 from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, columns, rows
-from command_line import Parser
+from command_line import Parser, line_of
 from figures import COLOURS
 from labels import LABEL_SETS
 from onnx_network import ModelError, OnnxNetwork
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"app.py: {WITHOUT_GRADIO}", file=sys.stderr)
             return 2
         except (ModelError, DetectorError, OSError) as error:
-            print(f"app.py: {error}", file=sys.stderr)
+            print(f"app.py: {line_of(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 0

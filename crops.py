@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from faces import (
     DETECTORS,
@@ -32,7 +33,7 @@ from faces import (
 import cv2
 from tqdm import tqdm
 
-from command_line import Parser
+from command_line import Parser, line_of
 
 # Where YuNet's landmarks lie on average in FER2013's Training pictures, as shares of the side, and the margin that these
 # have round the box of the Haar cascade; both measured on 1,000 of them, as export.py does.
@@ -42,6 +43,13 @@ SIZE_PX = 224
 WORKERS_MAX = 60  # Windows waits for 63 processes at most
 CHUNK = 64  # files handed to a process at a time
 CROPPED, COPIED, REMOVED = "cropped", "no picture: copied", "crops of photos that are gone: removed"
+
+
+class Cropped(NamedTuple):
+    """How many files had which outcome, and the pictures without a crop, (path, reason)."""
+
+    outcomes: Counter[str]
+    left_out: list[tuple[str, str]]
 
 
 class CropError(Exception):
@@ -105,9 +113,8 @@ def start_worker() -> None:
     cv2.setNumThreads(0)
 
 
-def crop_folder(source: Path, target: Path, *, detector: str, model: str | None, workers: int | None) -> Counter[str]:
-    """Crop every picture below `source` into `target`, and remove there what is left of pictures that are gone; returns how
-    many files had which outcome.
+def crop_folder(source: Path, target: Path, *, detector: str, model: str | None, workers: int | None) -> Cropped:
+    """Crop every picture below `source` into `target`, and remove there what is left of pictures that are gone.
 
     Raises DetectorError, and CropError where source and target do not fit.
     """
@@ -133,6 +140,7 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     note.write_text(f"{by}\n{of}", encoding="utf-8")
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
     outcomes: Counter[str] = Counter()
+    left_out: list[tuple[str, str]] = []
     for name in set(files_of(target, source)) - {*names, note.name}:
         if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
             (target / name).unlink()
@@ -140,19 +148,22 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     try:
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
             done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
-            for outcome in tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None):
+            bar = tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None)
+            for name, outcome in zip(names, bar, strict=True):
                 outcomes[outcome] += 1
+                if outcome not in (CROPPED, COPIED):
+                    left_out.append((str(source / name), outcome))
     except BrokenProcessPool:
         raise CropError("a worker process ended unexpectedly (out of memory?) – try --workers 1") from None
-    return outcomes
+    return Cropped(outcomes, left_out)
 
 
-def outcome_lines(outcomes: Counter[str], target: Path) -> list[str]:
+def outcome_lines(cropped: Cropped, target: Path) -> list[str]:
     """The outcomes for people to read."""
-    left_out = {reason: count for reason, count in outcomes.items() if reason not in (CROPPED, COPIED, REMOVED)}
-    lines = [f"crops      {outcomes[CROPPED]:,} faces in {target.as_posix()}/, {sum(left_out.values()):,} pictures left out"]
+    outcomes, left_out = cropped
+    lines = [f"crops      {outcomes[CROPPED]:,} faces in {target.as_posix()}/, {len(left_out):,} pictures left out"]
     lines += [f"{outcomes[REMOVED]:>9,}   {REMOVED}"] if outcomes[REMOVED] else []
-    return lines + [f"{count:>9,}   {reason}" for reason, count in sorted(left_out.items(), key=lambda item: -item[1])]
+    return lines + [f"{count:>9,}   {reason}" for reason, count in Counter(reason for _, reason in left_out).most_common()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,16 +176,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     try:
-        outcomes = crop_folder(
+        cropped = crop_folder(
             args.source, args.target, detector=args.detector, model=args.detector_model, workers=args.workers
         )
     except (CropError, DetectorError, OSError) as error:
-        print(f"crops.py: {error}", file=sys.stderr)
+        print(f"crops.py: {line_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncrops.py: interrupted – call it again to go on", file=sys.stderr)
         return 130
-    print("\n".join(outcome_lines(outcomes, args.target)))
+    print("\n".join(outcome_lines(cropped, args.target)))
     return 0
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import metrics
-from command_line import Parser
+from command_line import Parser, line_of
 from fer_transform import FERDataset, default_workers, make_loader
 from figures import write_pictures
 from inference import (
@@ -274,7 +274,8 @@ def load_members(paths: Sequence[Path], label_set: str | None) -> list[Checkpoin
     members = [load_checkpoint(path, label_set=label_set) for path in paths]
     for path, member in zip(paths, members, strict=True):
         if member.labels != members[0].labels:
-            raise EvaluationError(f"{path} has labels {member.labels.names}, {paths[0]} has {members[0].labels.names}")
+            known, first = (", ".join(each.labels.names) for each in (member, members[0]))
+            raise EvaluationError(f"{path} has labels {known}; {paths[0]} has {first} – score them one by one")
     return members
 
 
@@ -288,6 +289,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
     folder = out or (by_file if len(checkpoints) == 1 else Path("runs/ensemble"))
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
+        raise EvaluationError("one network is named twice – an ensemble has several")
     if theirs and len(checkpoints) > 1:
         raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
     if own is not None and (out is None or theirs):
@@ -599,6 +602,13 @@ def main(argv: list[str] | None = None) -> int:
         checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
         checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta = args.meta or default_meta(checkpoints[0], args.split)
+        if (
+            args.split == "test"
+            and args.meta is None
+            and not meta.is_file()
+            and meta.with_name("metadata_val.parquet").is_file()
+        ):
+            raise EvaluationError(f"{meta} is not there: these data have no test split – score --split val")
         split = split_of(meta, args.split)
         members = load_members(checkpoints, args.label_set)
         for path, member in zip(checkpoints, members, strict=True):
@@ -629,6 +639,7 @@ def main(argv: list[str] | None = None) -> int:
             calibrate=args.calibrate,
             **loading,
         )
+        out.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is known before the work
         views, dataset = predict_rows(members, meta=meta, labels=target, **loading)
         joined = average([average(member) for member in views])
         said = steps(joined)
@@ -649,7 +660,7 @@ def main(argv: list[str] | None = None) -> int:
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
         write_record(checkpoints, members, out, argv)
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        print(f"evaluate.py: {line_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nevaluate.py: interrupted", file=sys.stderr)
@@ -659,7 +670,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(text)
     if values["rows_left_out"]:
-        print(f"left out: {values['rows_left_out']} rows whose label the network does not know")
+        print(f"left out: {values['rows_left_out']} rows of classes that {target.name} does not have")
     print(f"written to {out}{os.sep}: metrics.json, classification_report.txt, predictions.parquet and pictures (*.png)")
     return 0
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from command_line import Parser
+from command_line import Parser, line_of
 from evaluate import EvaluationError, check_belongs, split_of
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
@@ -296,10 +296,12 @@ def export(
 
 def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str) -> Path | None:
     """The parquet of a split: the one that is given, which must hold those rows and fit the checkpoint, else the one in this
-    folder where it is there and fits, else None. Raises EvaluationError or MetadataError.
+    folder where it is there and fits, else None. Raises ExportError, EvaluationError or MetadataError.
     """
     if given is not None:
         split_of(given, split)
+        if read_metadata(given)[1]["split_id"] != checkpoint.info.get("split_id"):
+            raise ExportError(f"{source} was trained on another split than that of {given} – give its own, or leave it out")
         check_belongs(checkpoint, source, given, cross_dataset=False)
         return given
     path = Path(f"metadata_{split}.parquet")
@@ -363,8 +365,11 @@ def main(argv: list[str] | None = None) -> int:
             calibration=args.calibration,
             detector_model=find_yunet(args.detector_model),
         )
-    except (ExportError, EvaluationError, MetadataError, ModelError, DetectorError, OSError) as error:
-        print(f"export.py: {error}", file=sys.stderr)
+    except DetectorError as error:
+        print(f"export.py: {error}".replace("--detector haar", "none with --detector_model"), file=sys.stderr)
+        return 2
+    except (ExportError, EvaluationError, MetadataError, ModelError, OSError) as error:
+        print(f"export.py: {line_of(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"export.py: {error.name} is missing – run: pip install -r requirements-export.txt", file=sys.stderr)

@@ -498,7 +498,7 @@ def main(argv: list[str] | None = None) -> int:
     """Fetch YuNet's file; status 2 with one line where that cannot be done."""
     import sys
 
-    from command_line import Parser
+    from command_line import Parser, line_of
 
     parser = Parser("Fetch the face detector YuNet (MIT licence, 0.2 MB) and check it.")
     beside = fetched_yunet()
@@ -507,7 +507,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         fetch_yunet(out)
     except (DetectorError, OSError) as error:
-        print(f"faces.py: {error}", file=sys.stderr)
+        print(f"faces.py: {line_of(error)}", file=sys.stderr)
         return 2
     used = out == beside or find_yunet() == out
     print(f"{out}: YuNet" + (", which predict.py uses from now on" if used else " – use it with --detector_model"))

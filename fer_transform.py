@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_line import Parser
+from command_line import Parser, line_of
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
 
@@ -231,6 +231,8 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet, y_cl
     import pandas as pd
 
     columns = [f"p_{name}" for name in labels.names]
+    if not Path(path).is_file():
+        raise MetadataError(f"{path} not found – give the predictions.parquet of a scoring of the training rows")
     try:
         said = pd.read_parquet(path)
         shares = said[columns].to_numpy(np.float32)
@@ -356,6 +358,12 @@ class FERDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.y_cls)
+
+    def places(self) -> set[tuple[str, str]]:
+        """Which pictures its rows are: file or data root, and place in it."""
+        if self.images is not None:
+            return {(str(self.images.resolve()), str(index)) for index in self.index}
+        return {(str(self.root.resolve()), path) for path in self.paths}
 
     def majority(self) -> np.ndarray | None:
         """The class of ferplus8 that won the votes of each row, (N,), −1 where none of them did; None without votes."""
@@ -550,7 +558,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         write_contact_sheet(dataset, args.out, seed=args.seed)
     except (MetadataError, OSError) as error:
-        print(f"fer_transform.py: {error}", file=sys.stderr)
+        print(f"fer_transform.py: {line_of(error)}", file=sys.stderr)
         return 2
     print(f"{args.out}: {min(8, len(dataset))} of {len(dataset)} faces of {args.meta}, augmented as {args.augment}")
     return 0

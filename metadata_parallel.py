@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import crops
 import layouts
-from command_line import Parser
+from command_line import Parser, line_of
 from labels import CANONICAL_NAMES, LABEL_SETS, LabelSet, remap
 from layouts import FERPLUS_VOTES, SPLITS, FaceChunk, Layout, MetadataError, Part
 
@@ -77,7 +77,7 @@ def build_parser() -> Parser:
     add("--out", type=Path, default=Path(), help="folder to write into (default: this folder)")
     add("--layout", choices=["auto", *layouts.LAYOUTS], default="auto", help="take this layout, where a folder has several")
     add("--label_set", choices=sets, default="auto", help="classes to keep, by name; what numbered class folders mean")
-    add("--val_fraction", type=float, default=0.2, help="part of train that becomes val where there is none (0.2)")
+    add("--val_fraction", type=float, help="part of train that becomes val where there is none (0.2)")
     add("--seed", type=int, default=42, help="seed of that split (42)")
     add("--workers", type=int, help="processes that read image folders (default: by cores and number of images)")
     add("--test_data", type=Path, metavar="DIR", help="class folders of a test set that is kept elsewhere")
@@ -492,8 +492,10 @@ def build_metadata(
     test_data: Path | None = None,
     ferplus: Path | None = None,
     verify: bool = False,
+    not_cropped: Sequence[tuple[str, str]] = (),
 ) -> Built:
-    """Index a data folder and write its metadata. Raises MetadataError, and OSError where `out` cannot be written."""
+    """Index a data folder and write its metadata; `not_cropped` (path, reason) is listed with what is left out here. Raises
+    MetadataError, and OSError where `out` cannot be written."""
     found = layouts.recognise(data, layout=layout, label_set=label_set)
     target = choose_label_set(found, label_set, ferplus=ferplus is not None)
     test_parts = layouts.class_folder_test(test_data, found.root, target.name) if test_data is not None else ()
@@ -512,6 +514,7 @@ def build_metadata(
             more, unusable = collect_faces(test_parts, target, schema, workers=workers, verify=verify)
             batches += more
             skipped += unusable
+        skipped += not_cropped
         table = pa.Table.from_batches(batches, schema)
         if not len(table):
             reasons = "; ".join(line.strip() for line in reason_table(skipped)) or "it holds no images"
@@ -524,7 +527,7 @@ def build_metadata(
     return Built(found, target, info, table, skipped, files, val_made)
 
 
-def report(built: Built, out: Path) -> Iterator[str]:
+def report(built: Built, out: Path, *, unused_fraction: bool) -> Iterator[str]:
     """The lines to print at the end of a run."""
     layout, target, info = built.layout, built.target, built.info
     yield f"layout     {layout.name}: {layout.what}"
@@ -535,6 +538,8 @@ def report(built: Built, out: Path) -> Iterator[str]:
     yield f"split_id   {info['split_id']}"
     if built.val_made:
         yield f"val        made from train: stratified, {info['val_fraction']}, seed {info['seed']}"
+    if unused_fraction:
+        yield "val        as the data give it: --val_fraction does nothing here"
     yield ""
     yield from count_table(count_rows(built.table), target.names)
     yield ""
@@ -544,7 +549,9 @@ def report(built: Built, out: Path) -> Iterator[str]:
     if not pc.any(pc.equal(built.table["split"], "train")).as_py():
         yield "there are no rows to train on, only to score"
     else:
-        yield "next: make train MODEL=lightcnn"
+        train, val = ((out / f"metadata_{split}.parquet").as_posix() for split in ("train", "val"))
+        here = out.resolve() == Path().resolve()
+        yield "next: " + ("make train MODEL=lightcnn" if here else f"python train.py --train_meta {train} --val_meta {val}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -553,40 +560,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.inspect is not None:
             lines = inspect(args.inspect)
         else:
-            if not 0 < args.val_fraction < 1:
+            if args.val_fraction is not None and not 0 < args.val_fraction < 1:
                 raise MetadataError(f"--val_fraction {args.val_fraction}: give a part of train between 0 and 1, such as 0.2")
             if args.seed < 0:
                 raise MetadataError(f"--seed {args.seed}: give a number from 0")
             if args.workers is not None and not 1 <= args.workers <= layouts.WORKERS_MAX:
                 raise MetadataError(f"--workers {args.workers}: give a number from 1 to {layouts.WORKERS_MAX}")
             data = args.data or (Path("data") if Path("data").is_dir() else Path())
+            not_cropped: Skipped = []
             if args.crop is not None and args.test_data is not None:
                 raise MetadataError("--crop leaves --test_data uncropped – crop it first: python crops.py PHOTOS CROPS")
             if args.crop is None and (args.detector != "auto" or args.detector_model is not None):
                 raise MetadataError("--detector and --detector_model do nothing here – add --crop DIR")
             if args.crop is not None:
-                outcomes = crops.crop_folder(
+                if layouts.recognise(data, layout=args.layout, label_set=args.label_set).pixels is not None:
+                    raise MetadataError(f"--crop: the pictures of {data} are faces already – leave it out")
+                cropped = crops.crop_folder(
                     data, args.crop, detector=args.detector, model=args.detector_model, workers=args.workers
                 )
-                print("\n".join(crops.outcome_lines(outcomes, args.crop)))
-                data = args.crop
+                print("\n".join(crops.outcome_lines(cropped, args.crop)))
+                data, not_cropped = args.crop, cropped.left_out
             built = build_metadata(
                 data,
                 args.out,
                 layout=args.layout,
                 label_set=args.label_set,
-                val_fraction=args.val_fraction,
+                val_fraction=args.val_fraction or 0.2,
                 seed=args.seed,
                 workers=args.workers,
+                not_cropped=not_cropped,
                 test_data=args.test_data,
                 ferplus=args.ferplus,
                 verify=args.verify,
             )
-            lines = report(built, args.out)
+            lines = report(built, args.out, unused_fraction=args.val_fraction is not None and not built.val_made)
         for line in lines:
             print(line)
     except (MetadataError, crops.CropError, DetectorError, OSError) as error:
-        print(f"metadata_parallel.py: {error}", file=sys.stderr)
+        print(f"metadata_parallel.py: {line_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("metadata_parallel.py: interrupted; what an earlier run wrote is unchanged", file=sys.stderr)

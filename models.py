@@ -395,11 +395,13 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ModelError(f"{path} not found – is the path right? A network is made by: make train MODEL=lightcnn")
+    if not os.access(path, os.R_OK):
+        raise ModelError(f"{path} may not be read – look at its permissions")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         raise ModelError(
-            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}) – give a best.pth"
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}) – give one of train.py (.pth)"
         ) from error
     if not isinstance(contents, dict):
         raise ModelError(f"{path} holds a {type(contents).__name__}, not a checkpoint – expected a dict of tensors")

@@ -40,6 +40,8 @@ class OnnxNetwork:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ModelError(f"{path} needs onnxruntime – run: pip install -r requirements.txt") from error
+        if not os.access(path, os.R_OK):
+            raise ModelError(f"{path} may not be read – look at its permissions")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is said below
         kind, _, number = device.partition(":")

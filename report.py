@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import study
-from command_line import Parser
+from command_line import Parser, line_of
 from evaluate import write_text
 from labels import LABEL_SETS
 from recipes import DOCUMENTED
@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ReportError, OSError) as error:
         for folder in set(new) - there:
             shutil.rmtree(folder)  # or no report could be written until it is gone
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"report.py: {line_of(error)}", file=sys.stderr)
         return 2
     return 0
 

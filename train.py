@@ -13,6 +13,7 @@ and `--print_recipe` shows the result. `--model X` alone means recipe X.
 import argparse
 import json
 import math
+import os
 import platform
 import shlex
 import sys
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomS
 from tqdm import tqdm
 
 import evaluate
+from command_line import line_of
 from evaluate import score, write_text
 from fer_transform import BatchLoader, FERDataset, default_workers, epoch_seed, make_loader
 from figures import plot_history
@@ -47,7 +49,7 @@ from losses import (
     describe_weights,
     row_weights,
 )
-from metadata_parallel import MetadataError
+from metadata_parallel import MetadataError, read_metadata
 from models import (
     BACKBONE_OPTIONS,
     MODELS,
@@ -362,7 +364,18 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
                 f"the {name} parquet holds rows of {', '.join(sorted(others))} – give metadata_{split}.parquet: what is "
                 "trained or chosen on other splits says nothing about them"
             )
+    if train_set.labels == VOTED != LABEL_SETS[train_set.info["label_set"]] and "votes" not in train_set.soft:
+        raise TrainingError(
+            f"--label_set ferplus8: {args.train_meta} has no FER+ votes – index FER2013 with --ferplus fer2013new.csv, or "
+            "leave it out"
+        )
     if train_set.info["split_id"] != val_set.info["split_id"]:
+        shared = len(train_set.places() & val_set.places())
+        if shared:
+            raise TrainingError(
+                f"{shared} validation rows of {args.val_meta} are training rows of {args.train_meta} – index once, and take "
+                "both from there"
+            )
         print(f"note: {args.train_meta} and {args.val_meta} come from different splits and may share pictures")
     return train_set, val_set
 
@@ -732,6 +745,17 @@ def scoring_folder(args: argparse.Namespace) -> Path | None:
     return folder
 
 
+def check_test(train_meta: str, test_meta: Path) -> None:
+    """Refuse a test parquet before the training that it could not be used after. Raises TrainingError, EvaluationError or
+    MetadataError."""
+    evaluate.split_of(test_meta, "test")
+    if read_metadata(train_meta)[1]["split_id"] != read_metadata(test_meta)[1]["split_id"]:
+        raise TrainingError(
+            f"{test_meta} is of another split than {train_meta} and may hold its training rows – index once, or leave it "
+            "with --no-score_test"
+        )
+
+
 def score_checkpoint(args: argparse.Namespace, checkpoint: str, meta: Path, folder: Path | None) -> int:
     """Hand a checkpoint to evaluate.py, as `make eval` does; returns its status."""
     flags = ["--meta", str(meta), "--device", args.device]
@@ -756,9 +780,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.epochs == 0:
             meta = test_meta if test_meta.is_file() or args.test_meta is not None else Path(args.val_meta)
             return score_checkpoint(args, args.resume, meta, scoring_folder(args))
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise TrainingError("torchrun would train copies of one network – on several GPUs: --device cuda:1 --seed 43, …")
+        if args.score_test and test_meta.is_file():
+            check_test(args.train_meta, test_meta)
         folder = train(args, argv)
-    except (TrainingError, MetadataError, ModelError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (TrainingError, MetadataError, ModelError, evaluate.EvaluationError, OSError) as error:
+        print(f"train.py: {line_of(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print("train.py: out of memory – give a smaller --batch_size or --img_size", file=sys.stderr)

@@ -135,6 +135,34 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert "none.onnx not found" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_photos_without_a_crop_are_listed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in ("happy", "sad"):
+        shutil.copytree(photos / "a", tmp_path / "set" / "train" / label)
+    crop, flags = (
+        tmp_path / "crops",
+        ["--data", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--label_set", "fer7"],
+    )
+    for label in ("happy", "sad"):  # what an earlier call has found
+        write(crop / "train" / label / "1.png", np.zeros((224, 224, 3), np.uint8))
+        later = (tmp_path / "set" / "train" / label / "1.png").stat().st_mtime + 100
+        os.utime(crop / "train" / label / "1.png", (later, later))
+    (crop / ".detector").write_text(f"haar\n{(tmp_path / 'set').resolve()}", encoding="utf-8")
+    assert metadata_parallel.main([*flags, "--crop", str(crop), "--detector", "haar", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "crops      2 faces in" in out and "left out: 6, listed in metadata_skipped.csv" in out  # the notes, too
+    listed = (tmp_path / "out" / "metadata_skipped.csv").read_text(encoding="utf-8")
+    assert f"{tmp_path / 'set' / 'train' / 'sad' / 'broken.jpg'},not an image" in listed and "2.jpg,no face found" in listed
+    out_folder = (tmp_path / "out").as_posix()
+    wanted = (f"--{split}_meta {out_folder}/metadata_{split}.parquet" for split in ("train", "val"))
+    assert out.endswith(f"next: python train.py {' '.join(wanted)}\n")
+
+
+def test_pixels_are_not_cropped(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", str(pixels), "--crop", str(tmp_path / "crops"), "--out", str(tmp_path / "out")]
+    assert metadata_parallel.main(flags) == 2
+    assert "are faces already – leave it out" in capsys.readouterr().err and not (tmp_path / "crops").exists()
+
+
 @pytest.mark.skipif("YUNET" not in os.environ or "FACE_FIXTURES" not in os.environ, reason="YUNET, FACE_FIXTURES: not set")
 def test_photos_become_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real photos as class folders: crops in which the landmarks lie where FER2013's do, and metadata of these."""

@@ -267,7 +267,8 @@ def test_an_ensemble_needs_one_order_of_labels(drawn: Path, tmp_path: Path, caps
     first = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id)
     second = write_checkpoint(tmp_path / "b.pth", labels=LABEL_SETS["ferplus8"], split_id=split_id)
     error = error_of(capsys, first, second, "--meta", drawn / "metadata_val.parquet")
-    assert str(first) in error and str(second) in error and "has labels" in error
+    assert str(first) in error and str(second) in error and "has labels neutral, happy, surprise" in error
+    assert "named twice" in error_of(capsys, first, first, "--meta", drawn / "metadata_val.parquet")
 
 
 # What does not belong together
@@ -395,7 +396,7 @@ def test_rows_of_several_splits_are_no_split(pixels: Path, tmp_path: Path, capsy
     error = error_of(capsys, path, "--meta", pixels / "metadata_all.parquet", "--out", tmp_path / "out")
     assert "test, train, val" in error and "metadata_val.parquet" in error
     error = error_of(capsys, path, "--meta", pixels / "metadata_test.parquet", "--split", "val", "--out", tmp_path / "out")
-    assert "holds rows of test, to be scored is val" in error
+    assert "holds rows of test, wanted is val" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -541,7 +542,8 @@ def test_what_would_score_something_else(
     meta = ["--meta", str(pixels / "metadata_test.parquet")]
     assert "index with --ferplus" in error_of(capsys, eight, *meta, "--out", tmp_path / "out")
     folder = ["--out", str(tmp_path / "a")]
-    assert "give the ensemble its own" in error_of(capsys, seven, seven, *meta, *folder)
+    second = shutil.copy(seven, tmp_path / "c.pth")
+    assert "give the ensemble its own" in error_of(capsys, seven, second, *meta, *folder)
     both = [*meta, "--out", str(tmp_path / "out"), "--cross_dataset", "--calibrate"]
     assert "leave out --cross_dataset" in error_of(capsys, seven, *both)
 

@@ -200,7 +200,9 @@ def test_what_cannot_be_exported(
     train_meta, val_meta = metas(drawn)[1::2]
     assert "holds rows of val, wanted is train" in error_of(capsys, trained, "--train_meta", val_meta)
     assert "holds rows of train, wanted is val" in error_of(capsys, trained, "--val_meta", train_meta)
-    assert "was trained on split" in error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
+    error = error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
+    assert "was trained on another split than that of" in error and "--cross_dataset" not in error
+    assert "or give none with --detector_model" in error_of(capsys, trained, *metas(drawn), "--detector_model", val_meta)
 
 
 # How faces lie in the training pictures

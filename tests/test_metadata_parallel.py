@@ -742,7 +742,7 @@ def test_report_names_everything(tmp_path, capsys):
         f"split_id   {info['split_id']}",
         "val        made from train: stratified, 0.3, seed 42",
         "left out: 1, listed in metadata_skipped.csv",
-        "next: make train MODEL=lightcnn",
+        f"next: python train.py --train_meta {tmp_path}/metadata_train.parquet --val_meta {tmp_path}/metadata_val.parquet",
     ):
         assert words in lines
     assert ["train", "0", "7", "7", "0", "14"] in [line.split() for line in lines]

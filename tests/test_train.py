@@ -13,6 +13,7 @@ import torch
 from conftest import error_of, short_training
 
 import evaluate
+import metadata_parallel
 import models
 import settings
 import train
@@ -314,6 +315,43 @@ def test_without_affect_labels_and_with_another_label_set(
 
 
 # What goes wrong
+
+
+def test_rows_that_are_trained_on_validate_nothing(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("1", "2"):
+        flags = ["--data", str(drawn / "data"), "--out", str(tmp_path / seed), "--seed", seed, "--workers", "1"]
+        assert metadata_parallel.main(flags) == 0
+    flags = short_training(tmp_path / "1", tmp_path / "runs")
+    other = tmp_path / "2" / "metadata_val.parquet"
+    flags[flags.index("--val_meta") + 1] = str(other)
+    trained_on = set(read_metadata(tmp_path / "1" / "metadata_train.parquet")[0]["path"])
+    shared = len(trained_on & set(read_metadata(other)[0]["path"]))
+    assert shared > 0 and f"{shared} validation rows of {other} are training rows of" in error_of(capsys, *flags)
+    flags = [*short_training(tmp_path / "1", tmp_path / "runs"), "--score_test", "--test_meta"]
+    assert "holds rows of val, wanted is test" in error_of(capsys, *flags, str(tmp_path / "1" / "metadata_val.parquet"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_test_split_that_is_of_another_index_is_refused_beforehand(
+    drawn: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(drawn, tmp_path), "--score_test", "--test_meta", str(pixels / "metadata_test.parquet")]
+    assert "is of another split than" in error_of(capsys, *flags) and not list(tmp_path.iterdir())
+
+
+def test_without_votes_nobody_learns_the_classes_of_ferplus(
+    drawn: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (drawn, pixels):
+        error = error_of(capsys, *short_training(folder, tmp_path), "--label_set", "ferplus8")
+        assert "has no FER+ votes – index FER2013 with --ferplus" in error
+
+
+def test_copies_of_one_training_are_refused(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "torchrun would train copies of one network" in error_of(capsys, *short_training(drawn, tmp_path))
 
 
 def test_missing_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
