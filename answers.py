@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,6 +153,8 @@ class Table:
     def __init__(self, path: Path, labels: Sequence[str], *, call: dict[str, Any], resume: bool) -> None:
         self.path, self.labels, self.call = path, labels, call
         parquet = path.suffix.lower() == ".parquet"
+        if parquet and find_spec("pyarrow") is None:
+            raise TableError(f"{path} needs pyarrow – run: pip install pyarrow, or give --csv")
         self.file_path = path.with_name(path.name + ".partial.csv") if parquet else path
         self.note = path.with_name(path.name + ".progress")
         self.done = self.failed = 0  # pictures of this shard that are whole; of these the ones that could not be read

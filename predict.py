@@ -424,6 +424,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ModelError, DetectorError, sources.SourceError, TableError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"predict.py: {error.name} is missing – run: pip install -r requirements.txt", file=sys.stderr)
+        return 2
     except OSError as error:
         what = f"{error.filename or 'a file'} cannot be written or read ({error.strerror or error})"
         print(f"predict.py: {what} – give another --save, --csv or --parquet", file=sys.stderr)

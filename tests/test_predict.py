@@ -858,6 +858,18 @@ def test_explained_pictures(checkpoint: str, pictures: Path, two_faces: list[Fac
         predict.main([names[0], "--explain"])
 
 
+def test_what_is_not_installed_is_said(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [str(pictures / "small.png"), "--model", checkpoint]
+    monkeypatch.setattr(answers, "find_spec", lambda name: None)
+    assert predict.main([*flags, "--parquet", str(tmp_path / "a.parquet")]) == 2
+    assert "a.parquet needs pyarrow – run: pip install pyarrow, or give --csv\n" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "models", None)
+    assert predict.main(flags) == 2
+    assert capsys.readouterr().err == "predict.py: models is missing – run: pip install -r requirements.txt\n"
+
+
 def test_a_complete_table_of_other_pictures_is_not_taken_for_this_call(
     checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
