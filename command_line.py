@@ -8,16 +8,18 @@ import io
 import sys
 from typing import Any, NoReturn
 
+ADVICE: dict[type, str] = {
+    PermissionError: " – look at its permissions",
+    FileExistsError: " – it is a file, where a folder is wanted",
+    NotADirectoryError: " – a file stands where a folder is wanted",
+}
+
 
 def line_of(error: BaseException) -> str:
     """What an exception says, as a line; of the operating system's which file, what is wrong, and what to do."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    advice = {PermissionError: "look at its permissions", FileExistsError: "it is a file, where a folder is wanted"}
-    more = {NotADirectoryError: "a file stands where a folder is wanted"} | advice
-    return f"{error.filename}: {error.strerror}" + "".join(
-        f" – {said}" for kind, said in more.items() if type(error) is kind
-    )
+    return f"{error.filename}: {error.strerror}{ADVICE.get(type(error), '')}"
 
 
 class Parser(argparse.ArgumentParser):

@@ -42,13 +42,15 @@ FER2013_MARGIN = 0.1
 SIZE_PX = 224
 WORKERS_MAX = 60  # Windows waits for 63 processes at most
 CHUNK = 64  # files handed to a process at a time
-CROPPED, COPIED, REMOVED = "cropped", "no picture: copied", "crops of photos that are gone: removed"
+CROPPED, COPIED = "cropped", "no picture: copied"
 
 
 class Cropped(NamedTuple):
-    """How many files had which outcome, and the pictures without a crop, (path, reason)."""
+    """How many pictures have a crop, how many crops of photos that are gone were removed, and the pictures without a crop,
+    (path, reason)."""
 
-    outcomes: Counter[str]
+    cropped: int
+    removed: int
     left_out: list[tuple[str, str]]
 
 
@@ -139,30 +141,30 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     target.mkdir(parents=True, exist_ok=True)
     note.write_text(f"{by}\n{of}", encoding="utf-8")
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
-    outcomes: Counter[str] = Counter()
+    count = removed = 0
     left_out: list[tuple[str, str]] = []
     for name in set(files_of(target, source)) - {*names, note.name}:
         if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
             (target / name).unlink()
-            outcomes[REMOVED] += 1
+            removed += 1
     try:
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
             done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))
             bar = tqdm(done, total=len(names), desc="cropping", unit="file", leave=False, disable=None)
             for name, outcome in zip(names, bar, strict=True):
-                outcomes[outcome] += 1
+                count += outcome == CROPPED
                 if outcome not in (CROPPED, COPIED):
                     left_out.append((str(source / name), outcome))
     except BrokenProcessPool:
         raise CropError("a worker process ended unexpectedly (out of memory?) – try --workers 1") from None
-    return Cropped(outcomes, left_out)
+    return Cropped(count, removed, left_out)
 
 
 def outcome_lines(cropped: Cropped, target: Path) -> list[str]:
     """The outcomes for people to read."""
-    outcomes, left_out = cropped
-    lines = [f"crops      {outcomes[CROPPED]:,} faces in {target.as_posix()}/, {len(left_out):,} pictures left out"]
-    lines += [f"{outcomes[REMOVED]:>9,}   {REMOVED}"] if outcomes[REMOVED] else []
+    faces, removed, left_out = cropped
+    lines = [f"crops      {faces:,} faces in {target.as_posix()}/, {len(left_out):,} pictures left out"]
+    lines += [f"{removed:>9,}   crops of photos that are gone: removed"] if removed else []
     return lines + [f"{count:>9,}   {reason}" for reason, count in Counter(reason for _, reason in left_out).most_common()]
 
 

@@ -216,12 +216,15 @@ def newest_run(runs: Path) -> Path:
 
 def default_meta(checkpoint: Path, split: str | None) -> Path:
     """The parquet to score: that of the test split where there is one and no split is asked for; beside the parquets that
-    the run was trained with, where its record names such, else in this folder."""
+    the run was trained with, where its record names such, else in this folder. Raises EvaluationError where the data have no
+    test split and it is asked for."""
     val = Path(record_of(checkpoint.parent).get("args", {}).get("val_meta", "metadata_val.parquet"))
     val = val if val.is_file() else Path("metadata_val.parquet")
     test = val.with_name("metadata_test.parquet")
     if split is None:
         return test if test.is_file() else val
+    if split == "test" and val.is_file() and not test.is_file():
+        raise EvaluationError(f"{test} is not there: these data have no test split – score --split val")
     return {"train": val.with_name("metadata_train.parquet"), "val": val, "test": test}[split]
 
 
@@ -602,13 +605,6 @@ def main(argv: list[str] | None = None) -> int:
         checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
         checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta = args.meta or default_meta(checkpoints[0], args.split)
-        if (
-            args.split == "test"
-            and args.meta is None
-            and not meta.is_file()
-            and meta.with_name("metadata_val.parquet").is_file()
-        ):
-            raise EvaluationError(f"{meta} is not there: these data have no test split – score --split val")
         split = split_of(meta, args.split)
         members = load_members(checkpoints, args.label_set)
         for path, member in zip(checkpoints, members, strict=True):

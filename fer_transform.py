@@ -362,8 +362,10 @@ class FERDataset(Dataset):
     def places(self) -> set[tuple[str, str]]:
         """Which pictures its rows are: file or data root, and place in it."""
         if self.images is not None:
-            return {(str(self.images.resolve()), str(index)) for index in self.index}
-        return {(str(self.root.resolve()), path) for path in self.paths}
+            file = str(self.images.resolve())
+            return {(file, str(index)) for index in self.index}
+        root = str(self.root.resolve())
+        return {(root, path) for path in self.paths}
 
     def majority(self) -> np.ndarray | None:
         """The class of ferplus8 that won the votes of each row, (N,), −1 where none of them did; None without votes."""

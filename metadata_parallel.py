@@ -62,6 +62,7 @@ SCHEMA = pa.schema(
 )
 VOTES_SCHEMA = pa.schema([*SCHEMA, *((f"votes_{name}", pa.uint8()) for name in FERPLUS_VOTES)])  # with --ferplus
 DIGEST_ROWS = 10_000  # rows turned into Python strings at a time
+VAL_FRACTION = 0.2
 
 Skipped = list[tuple[str, str]]  # (path, reason)
 
@@ -77,7 +78,7 @@ def build_parser() -> Parser:
     add("--out", type=Path, default=Path(), help="folder to write into (default: this folder)")
     add("--layout", choices=["auto", *layouts.LAYOUTS], default="auto", help="take this layout, where a folder has several")
     add("--label_set", choices=sets, default="auto", help="classes to keep, by name; what numbered class folders mean")
-    add("--val_fraction", type=float, help="part of train that becomes val where there is none (0.2)")
+    add("--val_fraction", type=float, help=f"part of train that becomes val where there is none ({VAL_FRACTION})")
     add("--seed", type=int, default=42, help="seed of that split (42)")
     add("--workers", type=int, help="processes that read image folders (default: by cores and number of images)")
     add("--test_data", type=Path, metavar="DIR", help="class folders of a test set that is kept elsewhere")
@@ -486,7 +487,7 @@ def build_metadata(
     *,
     layout: str = "auto",
     label_set: str = "auto",
-    val_fraction: float = 0.2,
+    val_fraction: float = VAL_FRACTION,
     seed: int = 42,
     workers: int | None = None,
     test_data: Path | None = None,
@@ -585,7 +586,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.out,
                 layout=args.layout,
                 label_set=args.label_set,
-                val_fraction=args.val_fraction or 0.2,
+                val_fraction=args.val_fraction or VAL_FRACTION,
                 seed=args.seed,
                 workers=args.workers,
                 not_cropped=not_cropped,

@@ -215,10 +215,11 @@ def write_timelines(path: Path, tracks: Sequence[Track]) -> None:
     def lines(track: Track) -> Iterator[list[Any]]:
         boxes, affect = np.array(track.boxes).reshape(-1, 4), np.array(track.affect).reshape(-1, 2)
         columns = (track.frames, track.times_s, boxes, track.probabilities, affect)
+        labels = track.labels
         for number, time_s, box, shares, known in zip(*columns, strict=True):
             said = [f"{share:.6f}" for share in shares]
             values = ["" if math.isnan(value) else f"{value:.4f}" for value in known]
-            yield [number, f"{time_s:.3f}", track.number, *box, track.labels[shares.argmax()], *said, *values]
+            yield [number, f"{time_s:.3f}", track.number, *box, labels[shares.argmax()], *said, *values]
 
     names = [f"p_{name}" for name in tracks[0].labels] if tracks else []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +253,8 @@ def plot_timeline(path: Path, track: Track, *, title: str) -> None:
 
 def commonest(track: Track) -> dict[str, float]:
     """The share of its frames in which a track shows each expression, the commonest first."""
-    counts = Counter(track.labels[index] for index in track.probabilities.argmax(axis=1))
+    labels = track.labels
+    counts = Counter(labels[index] for index in track.probabilities.argmax(axis=1))
     return {name: count / len(track.frames) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))}
 
 
