@@ -30,12 +30,11 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from command_line import Parser
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import metadata_parallel  # noqa: E402 - found through the line above
+from command_line import Parser  # noqa: E402
 
 RATIO_TARGET = 8.0
 BYTES_A_ROW_TARGET = 600.0

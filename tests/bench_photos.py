@@ -15,12 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from command_line import Parser
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from faces import Face, find_yunet, make_detector, read_image, to_channels
 
+from command_line import Parser
 from fer_transform import FERDataset
 from predict import DEFAULT_MODEL, EmotionPredictor
 from video import overlap

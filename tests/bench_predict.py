@@ -21,13 +21,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from command_line import Parser
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from faces import read_image  # noqa: E402 - found through the line above
 
+from command_line import Parser  # noqa: E402
 from onnx_network import OnnxNetwork  # noqa: E402
 from predict import DEFAULT_MODEL, network_file  # noqa: E402
 from sample_faces import draw_face  # noqa: E402

@@ -1,5 +1,7 @@
 """The parser that all scripts share, and errors as lines."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,13 @@ def test_a_mistaken_call_is_answered_by_one_line(capsys: pytest.CaptureFixture[s
     assert left.value.code == 2 and error.startswith("x.py: argument --model: invalid choice: 'c' (choose from ")
     assert error.endswith(") – see --help\n") and error.count("\n") == 1
     assert "What it does.\n\n    python x.py\n" in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["bench_metadata", "bench_photos", "bench_predict"])
+def test_measurements_find_the_scripts(name: str) -> None:
+    script = Path(__file__).with_name(f"{name}.py")
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {name}.py"), done.stderr
 
 
 def test_errors_of_the_system_as_lines(tmp_path: Path) -> None:
