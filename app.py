@@ -57,16 +57,16 @@ def predictor_of(path: str, label_set: str | None, detector: str, model: str | N
     return EmotionPredictor(path, label_set=label_set, detector=detector, detector_model=model)
 
 
-def heads_of(path: str) -> list[str]:
-    """The label sets that a network's file has a head for; the last is predict.py's default."""
-    return [labels.name for labels in OnnxNetwork(path).heads.values()]
+def heads_of(path: str) -> list[tuple[str, str]]:
+    """The label sets that a network's file has a head for, in words and by name; the last is predict.py's default."""
+    return [(f"{labels.name}: {', '.join(labels.names)}", labels.name) for labels in OnnxNetwork(path).heads.values()]
 
 
 def bars(prediction: FacePrediction, number: int) -> str:
     """One face as HTML: its label, a bar for each probability, and its place in the plane of valence and arousal."""
     lines = []
     for name, share in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
-        width, colour = f"{100 * share:.1f}%", COLOURS.get(name, "#0072B2")
+        width, colour = f"{100 * share:.1f}%", COLOURS.get(name, "#0072B2").replace("#000000", "currentColor")  # on dark, too
         bar = f'<div><div style="width:{width};background:{colour}"></div></div>'
         lines.append(f'<div class="bar"><span>{html.escape(name)}</span>{bar}<span>{width}</span></div>')
     title = f"face {number}: {html.escape(prediction.label)} {prediction.probabilities[prediction.label]:.0%}"
@@ -147,7 +147,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
     def choose(path: str) -> Any:
         with errors_shown():
             heads = heads_of(path)
-        return gr.Dropdown(choices=heads, value=heads[-1], visible=len(heads) > 1)
+        return gr.Dropdown(choices=heads, value=heads[-1][1], visible=len(heads) > 1)
 
     with gr.Blocks(title="FER", analytics_enabled=False, delete_cache=(CLEARED_S, KEPT_S), fill_width=True) as page:
         gr.Markdown("# Expressions in a picture\nDrop one, paste one, or use the camera. Nothing leaves this machine.")
@@ -160,7 +160,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
                 image.preprocess = lambda sent: None if sent is None else sent.path
                 network = gr.Dropdown(choices=list(choices.items()), value=first, label="network", visible=len(choices) > 1)
                 heads = heads_of(first)
-                labels = gr.Dropdown(choices=heads, value=heads[-1], label="classes", visible=len(heads) > 1)
+                labels = gr.Dropdown(choices=heads, value=heads[-1][1], label="classes", visible=len(heads) > 1)
             with gr.Column():
                 drawn = gr.Image(label="faces", interactive=False, buttons=["download", "fullscreen"], elem_id="drawn")
                 said = gr.HTML(elem_id="answer")

@@ -103,7 +103,8 @@ class ResidualBlock(nn.Module):
         self.attention = ATTENTION[attention](width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
-            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
+            # The mean of what there is of an overhanging window; by default ONNX Runtime divides by the whole one.
+            pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
         self.drop = drop
 

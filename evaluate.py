@@ -300,6 +300,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
         raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
     if (folder / "last.pth").is_file() and not theirs:
         raise EvaluationError(f"{folder} is the folder of another training – give --out runs/NAME")
+    if out is None and not theirs and "scored" in record_of(folder):
+        raise EvaluationError(f"{folder} holds the figures of another scoring – give --out runs/NAME")
     return folder
 
 
@@ -666,7 +668,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(text)
     if values["rows_left_out"]:
-        print(f"left out: {values['rows_left_out']} rows of classes that {target.name} does not have")
+        print(f"left out: {values['rows_left_out']} rows without a class of {target.name}")
     print(f"written to {out}{os.sep}: metrics.json, classification_report.txt, predictions.parquet and pictures (*.png)")
     return 0
 

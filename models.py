@@ -25,7 +25,7 @@ from torch.nn import functional
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
 from command_line import Parser
 from labels import LABEL_SETS, LabelSet, label_set_of
-from onnx_network import ModelError, OnnxNetwork
+from onnx_network import ModelError, OnnxNetwork, head_for
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What VGGFace2 weights want their input to be: as the multitask report has it, or, for ports of the authors' Caffe
@@ -459,13 +459,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = None) -> Checkpoint:
     """Rebuild the network of a checkpoint: float32, eval mode, on the CPU. Raises ModelError.
 
-    With a head for the FER+ votes, `label_set` "ferplus8" makes that the network's classifier; any other leaves it aside. An
-    ONNX file of export.py answers in the place of its checkpoint, on the CPU.
+    With a head for the FER+ votes, `label_set` chooses the network's classifier, by `head_for`. An ONNX file of export.py
+    answers in the place of its checkpoint, on the CPU.
     """
     if Path(path).suffix.lower() == ".onnx":
         network = OnnxNetwork(path)
-        voted = "votes" in network.heads and label_set == VOTED.name
-        model: Any = OnnxModule(network, "votes" if voted else "logits")
+        head = "logits" if label_set is None else head_for(network.heads, LABEL_SETS[label_set])
+        model: Any = OnnxModule(network, head)
         return Checkpoint(model, network.heads[model.head], network.preprocess, network.info)
     contents = read_checkpoint(path)
     preprocess = Preprocess.from_dict(contents["preprocess"])
@@ -476,7 +476,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
         raise ModelError(f"{path}: its weights do not fit the network {contents['model']}") from error
     labels = label_set_of(contents["labels"])
     contents["parameters"] = sum(values.numel() for values in model.parameters())  # of both heads
-    if model.votes is not None and label_set == VOTED.name:
+    heads = {"logits": labels} | ({"votes": VOTED} if model.votes is not None else {})
+    if label_set is not None and head_for(heads, LABEL_SETS[label_set]) == "votes":
         model.classifier, labels = model.votes, VOTED
     return Checkpoint(model.eval(), labels, preprocess, contents)
 

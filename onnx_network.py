@@ -14,7 +14,7 @@ from faces import Preprocess
 
 import numpy as np
 
-from labels import LabelSet, label_set_of
+from labels import LabelSet, label_set_of, without_source
 
 ONNX_FORMAT = 1
 METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as JSON
@@ -22,6 +22,14 @@ METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as 
 
 class ModelError(Exception):
     """A network's file that cannot be used; the message is one line and says what to do next."""
+
+
+def head_for(heads: dict[str, LabelSet], wanted: LabelSet) -> str:
+    """The name of the classifier that is to answer in the classes `wanted`: the one that has just these, else the first
+    whose classes can be summed into them, else "logits"."""
+    exact = [name for name, labels in heads.items() if labels == wanted]
+    able = [name for name, labels in heads.items() if not without_source(labels, wanted)]
+    return next(iter(exact + able), "logits")
 
 
 class OnnxNetwork:

@@ -47,7 +47,7 @@ from answers import (
 )
 from command_line import Parser
 from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
-from onnx_network import ModelError, OnnxNetwork
+from onnx_network import ModelError, OnnxNetwork, head_for
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 DEFAULT_MODEL = "lightcnn"
@@ -133,7 +133,7 @@ class EmotionPredictor:
         heads: dict[str, LabelSet] = self.network.heads
         cleaner = heads.get("votes", heads["logits"])  # FER+'s labels of the same pictures
         self.labels = cleaner if label_set is None else LABEL_SETS[label_set]
-        self.head = next((name for name, labels in heads.items() if labels == self.labels), "logits")
+        self.head = head_for(heads, self.labels)
         own = heads[self.head]
         # Where each class of the head goes, None for one that is left out.
         self.places = remap(own, self.labels) if self.labels != own else tuple(range(len(own)))

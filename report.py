@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -149,6 +150,11 @@ def check_alike(groups: Sequence[study.Group]) -> None:
                 raise ReportError(
                     f"{run.name} was trained with --{setting} {value}, {first_run.name} with {first_run.settings[setting]}: "
                     "they are not one variant – rename its folder under runs/ and results/"
+                )
+        for run, after in pairwise(group.runs):
+            if run.seed is not None and run.seed == after.seed:
+                raise ReportError(
+                    f"{run.name} and {after.name} are one variant with one seed – keep one of them in results/"
                 )
         scored = {
             run.name: ", ".join(

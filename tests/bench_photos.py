@@ -21,6 +21,7 @@ from faces import Face, find_yunet, make_detector, read_image, to_channels
 
 from command_line import Parser
 from fer_transform import FERDataset
+from metadata_parallel import read_metadata
 from predict import DEFAULT_MODEL, EmotionPredictor
 from video import overlap
 
@@ -56,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--faces", type=int, default=500, help="default: %(default)s")
     args = parser.parse_args(argv)
     generator = np.random.default_rng(0)
-    predictor = EmotionPredictor(args.model, detector="none")
-    dataset = FERDataset(args.meta, labels=predictor.labels, preprocess=predictor.preprocess)
+    label_set = read_metadata(args.meta)[1]["label_set"]  # of a network with two heads the one for these labels
+    predictor = EmotionPredictor(args.model, label_set=label_set, detector="none")
+    dataset = FERDataset(args.meta, preprocess=predictor.preprocess)
     rows = generator.choice(len(dataset), size=min(args.faces, len(dataset)), replace=False)
     truth = [predictor.labels.names[int(dataset.y_cls[row])] for row in rows]
     scenes = backgrounds(generator)
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     crops = [to_channels(dataset.image(int(row)), 3) for row in rows]
     boxes = [place for _, place in pasted]
     direct = np.mean([said.label == name for said, name in zip(predictor.classify(crops, boxes), truth, strict=True)])
-    print(f"{len(rows)} faces of {args.meta}; cropped already: accuracy {direct:.3f}")
+    print(f"{len(rows)} faces of {args.meta}, {label_set}; cropped already: accuracy {direct:.3f}")
     known = predictor.preprocess
     box, tight = replace(known, landmarks=None), replace(known, landmarks=None, margin=0.0)
     ways = [("haar", tight), ("haar", box)]

@@ -56,7 +56,9 @@ def test_the_table_is_that_of_predict() -> None:
 def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     path = app.networks()["lightcnn"]
-    assert app.heads_of(path) == ["fer7"] and not any("face_detection" in name for name in app.networks())
+    assert [name for _, name in app.heads_of(path)] == ["fer7"] and not any(
+        "face_detection" in name for name in app.networks()
+    )
     settings = {"detector": "none", "model": None}
     assert app.read(None, path, "fer7", **settings) == (None, "", None, None)  # type: ignore[arg-type]
     image = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)

@@ -23,7 +23,7 @@ import report
 from evaluate import score, to_json
 from fer_transform import FERDataset
 from labels import LABEL_SETS, MERGES, LabelSet
-from models import build_model, describe, save_checkpoint
+from models import build_model, describe, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 EIGHT = LABEL_SETS["affectnet8"]
@@ -85,7 +85,7 @@ def test_scores_of_hand_made_predictions() -> None:
     assert scores["valence_rmse"] == pytest.approx(0.3) and scores["valence_rows"] == 1
     assert scores["arousal_rmse"] == pytest.approx(math.sqrt((0.25 + 1) / 2))
     assert math.isnan(scores["recall_c"]) and reasons["recall_c"] == "no rows of c"
-    assert 0 < scores["accuracy_low"] < 0.5 < scores["accuracy_high"] < 1
+    assert (scores["accuracy_low"], scores["accuracy_high"]) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson, 1 of 2
     assert scores["baseline_accuracy_majority"] == 0.5
     no_head, reasons = score(predictions_of([[0.6, 0.3, 0.1], [0.6, 0.4, 0.0]], None), ("a", "b", "c"))
     assert math.isnan(no_head["valence_rmse"]) and math.isnan(no_head["arousal_ccc"])
@@ -147,9 +147,14 @@ def test_text_report(scored: Path) -> None:
     assert text.startswith("short: lightcnn on the val split, 23 rows")
     for name in EIGHT.names:
         (row,) = [line.split() for line in text.splitlines() if line.startswith(name)]
-        assert row[2:4] == [f"{values[f'{kind}_{name}']:.3f}" for kind in ("recall", "f1")]
+        cells = [values[f"{kind}_{name}"] for kind in ("precision", "recall", "f1")]
+        assert row[1:4] == ["nan" if cell is None else f"{cell:.3f}" for cell in cells]
     assert sum(int(line.split()[-1]) for line in text.splitlines() if line.startswith(EIGHT.names)) == 23
-    assert f"accuracy {values['accuracy']:.4f} (95% interval" in text
+    assert f"accuracy {values['accuracy']:.4f} (95% interval {values['accuracy_low']:.4f} to " in text
+    for said, key in (("balanced accuracy", "balanced_accuracy"), ("macro F1", "macro_f1"), ("kappa", "cohen_kappa")):
+        assert f"{said} {values[key]:.4f}, " in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("arousal")]
+    assert row[1:6] == [f"{values[f'arousal_{kind}']:.3f}" for kind in ("rmse", "mae", "pearson", "sagr", "ccc")]
     table = pd.read_parquet(scored / "predictions.parquet")
     counts = metrics.confusion_counts(
         [EIGHT.index(name) for name in table["label"]], [EIGHT.index(name) for name in table["predicted"]], 8
@@ -381,13 +386,19 @@ def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
     assert "is the folder of another training" in error_of(capsys, scored, *meta)
 
 
-def test_where_results_go() -> None:
+def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert evaluate.output_folder([Path("runs/a/best.pth")], None, own=None) == Path("runs/a")
     assert evaluate.output_folder([Path("weights/lightcnn.onnx")], None, own=None) == Path("runs/lightcnn")
     assert evaluate.output_folder([Path("a.pth"), Path("b.pth")], None, own=None) == Path("runs/ensemble")
     assert evaluate.output_folder([Path("a.pth")], Path("x"), own="--cross_dataset") == Path("x")
     with pytest.raises(evaluate.EvaluationError, match="--out"):
         evaluate.output_folder([Path("runs/a/best.pth")], None, own="--cross_dataset")
+    Path("runs/votes").mkdir(parents=True)
+    Path("runs/votes/run.json").write_text('{"scored": "python evaluate.py runs/a --tta flip"}', encoding="utf-8")
+    with pytest.raises(evaluate.EvaluationError, match="holds the figures of another scoring"):
+        evaluate.output_folder([Path("weights/votes.onnx")], None, own=None)
+    assert evaluate.output_folder([Path("weights/votes.onnx")], Path("runs/votes"), own=None) == Path("runs/votes")
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -468,6 +479,12 @@ def test_views_and_temperature_stand_beside_the_plain_figures(scored: Path, draw
     flip = metrics_of(tmp_path / "flip")
     assert flip["tta"] == "flip" and flip["views"] == 2
     assert flip["accuracy_plain"] == before["accuracy"] and flip["macro_f1_plain"] == before["macro_f1"]
+    loading: dict[str, Any] = {"batch_size": 64, "workers": 0, "data_root": None, "device": CPU, "tta": "flip"}
+    ((plain, mirrored),), _ = evaluate.predict_rows(
+        [load_checkpoint(scored / "best.pth")], meta=drawn / "metadata_val.parquet", labels=EIGHT, **loading
+    )
+    said = pd.read_parquet(tmp_path / "flip" / "predictions.parquet")[[f"p_{name}" for name in EIGHT.names]]
+    np.testing.assert_allclose(said, (plain.probabilities + mirrored.probabilities) / 2, atol=1e-6)
     assert evaluate.main([str(scored), *meta, "--tta", "flip", "--calibrate", "--out", str(tmp_path / "both")]) == 0
     both = metrics_of(tmp_path / "both")
     assert both["accuracy"] == flip["accuracy"]  # a temperature leaves the order of the classes as it is
@@ -475,6 +492,70 @@ def test_views_and_temperature_stand_beside_the_plain_figures(scored: Path, draw
     assert both["temperature"] != 1 and both["expected_calibration_error"] != flip["expected_calibration_error"]
     text = (tmp_path / "both" / "classification_report.txt").read_text(encoding="utf-8")
     assert "mean of 2 views (--tta flip)" in text and f"temperature {both['temperature']:.3f}, fitted" in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_fitted_for_the_test_split_is_fitted_on_the_validation_split(
+    pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels), affect=False)
+    asked: list[str] = []
+    predict_rows = evaluate.predict_rows
+
+    def noted(members: Any, *, meta: Path, **loading: Any) -> Any:
+        asked.append(meta.name)
+        return predict_rows(members, meta=meta, **loading)
+
+    monkeypatch.setattr(evaluate, "predict_rows", noted)
+    flags = ["--meta", str(pixels / "metadata_test.parquet"), "--calibrate"]
+    assert evaluate.main([str(path), *flags, "--out", str(tmp_path / "out")]) == 0
+    assert asked == ["metadata_val.parquet", "metadata_test.parquet"]
+
+
+def test_steps_by_hand() -> None:
+    three, two = LabelSet("three", ("happy", "fear", "sad")), LabelSet("two", ("happy", "sad"))
+    said = predictions_of([[0.5, 0.25, 0.25], [0.1, 0.3, 0.6]], None)
+    soft = evaluate.Steps(three, three, temperature=2.0)(said).probabilities
+    roots = np.sqrt(said.probabilities)
+    np.testing.assert_allclose(soft, roots / roots.sum(axis=1, keepdims=True), rtol=1e-5)
+    # Adjusted, then merged, then softened.
+    priors = np.array([0.5, 0.25, 0.25])
+    joined = evaluate.Steps(three, two, priors=priors, tau=1.0, temperature=2.0)(said).probabilities
+    adjusted = said.probabilities / priors
+    merged = np.sqrt(adjusted[:, [0, 2]] / adjusted[:, [0, 2]].sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(joined, merged / merged.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_priors_are_the_shares_of_the_training_rows() -> None:
+    two = LabelSet("two", ("happy", "sad"))
+    member: Any = types.SimpleNamespace(labels=two, info={"class_counts": {"sad": 1, "happy": 3}})
+    assert evaluate.training_priors([member], Path("a")).tolist() == [0.75, 0.25]
+    other: Any = types.SimpleNamespace(labels=two, info={"class_counts": {"sad": 2, "happy": 3}})
+    with pytest.raises(evaluate.EvaluationError, match="adjust each alone"):
+        evaluate.training_priors([member, other], Path("a"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_every_member_of_an_ensemble_must_be_of_the_split(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, foreign = (
+        write_checkpoint(tmp_path / f"{split_id[:2]}.pth", labels=LABEL_SETS["fer7"], split_id=split_id, affect=False)
+        for split_id in (split_id_of(pixels), "0123")
+    )
+    flags = ("--meta", pixels / "metadata_test.parquet", "--out", tmp_path / "out")
+    assert "was trained on split 0123" in error_of(capsys, own, foreign, *flags)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_head_that_saw_no_label_is_not_scored(drawn: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id_of(drawn))
+    contents = torch.load(path, weights_only=True) | {"affect_rows": 0}
+    save_checkpoint(path, contents)
+    assert evaluate.main([str(path), "--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / "out")]) == 0
+    values = metrics_of(tmp_path / "out")
+    assert values["valence_rmse"] is None and "not trained on" in values["valence_rmse_reason"]
+    assert "valence_predicted" not in pd.read_parquet(tmp_path / "out" / "predictions.parquet")
 
 
 @pytest.mark.parametrize("flag", [("--tta", "flip"), ("--calibrate",), ("--label_set", "fer4")])

@@ -19,6 +19,7 @@ import metadata_parallel
 import models
 import train
 from fer_transform import FERDataset
+from inference import fit_temperature
 from labels import LABEL_SETS
 from models import build_model, describe, load_checkpoint, save_checkpoint
 from onnx_network import METADATA_KEY, ModelError, OnnxNetwork
@@ -62,10 +63,12 @@ def test_the_file_answers_as_the_checkpoint(exported: Path, trained: Path) -> No
         np.testing.assert_allclose(said["affect"], expected.affect.numpy(), atol=1e-4)
 
 
-def test_the_file_says_what_it_is(exported: Path, trained: Path) -> None:
+def test_the_file_says_what_it_is(exported: Path, trained: Path, drawn: Path) -> None:
     checkpoint, network = load_checkpoint(trained / "best.pth"), OnnxNetwork(exported)
     assert network.heads == {"logits": checkpoint.labels} and network.preprocess == checkpoint.preprocess
-    assert network.affect and 0.05 < network.temperatures["logits"] < 20 and network.temperatures["logits"] != 1
+    said = export.score_heads(checkpoint, checkpoint.model, drawn / "metadata_val.parquet")["logits"]
+    assert network.affect and network.temperatures["logits"] == pytest.approx(fit_temperature(said), rel=0.01)
+    assert abs(network.temperatures["logits"] - 1.0) > 0.05  # or the line above says nothing
     for key in ("model", "exp", "epoch", "split_id", "seed", "affect_rows", "class_counts"):
         assert network.info[key] == checkpoint.info[key]
     assert network.info["parameters"] == sum(values.numel() for values in checkpoint.model.parameters())
@@ -137,10 +140,14 @@ def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path, ca
         "ferplus8": ("votes", "ferplus8"),
         "fer7": ("logits", "fer7"),
         "fer4": ("logits", "fer4"),
+        "affectnet8": ("votes", "affectnet8"),  # the other head knows no contempt
     }
     for label_set, (head, answered) in asked.items():
         predictor = EmotionPredictor(path, label_set=label_set, detector="none")
         assert (predictor.head, predictor.labels.name) == (head, answered)
+        for name in ("best.pth", "best.onnx"):
+            scored = load_checkpoint(tmp_path / "two" / name, label_set=label_set)
+            assert scored.labels == (LABEL_SETS["ferplus8"] if head == "votes" and label_set else LABEL_SETS["fer7"])
     with torch.inference_mode():
         np.testing.assert_allclose(eight.model(images).logits, checkpoint.model(images).logits, atol=1e-4)
 
@@ -149,6 +156,49 @@ def test_without_a_validation_split_nothing_is_fitted(trained: Path, tmp_path: P
     out = tmp_path / "a.onnx"
     assert export.main([str(trained), str(out)]) == 0  # the folder's own parquet files, if any, are of another split
     assert OnnxNetwork(out).temperatures == {"logits": 1.0}
+
+
+def test_the_parquets_of_this_folder_are_used_by_themselves(
+    trained: Path, exported: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(drawn)
+    assert export.main([str(trained), str(tmp_path / "a.onnx")]) == 0
+    assert OnnxNetwork(tmp_path / "a.onnx").temperatures == OnnxNetwork(exported).temperatures
+
+
+def test_every_kind_of_file_is_scored_for_itself(
+    trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Happy(torch.nn.Module):  # in the place of the written files
+        def __init__(self, network: OnnxNetwork) -> None:
+            super().__init__()
+
+        def forward(self, images: torch.Tensor) -> models.Output:
+            logits = torch.zeros(len(images), 8)
+            logits[:, LABEL_SETS["affectnet8"].index("happy")] = 1.0
+            return models.Output(logits, None)
+
+    monkeypatch.setattr(export, "OnnxModule", Happy)
+    monkeypatch.setattr(export, "largest_difference", lambda *_: 0.0)
+    assert export.main([str(trained), str(tmp_path / "a.onnx"), *metas(drawn), "--half"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = [line.split()[0 :: len(line.split()) - 1] for line in lines if "accuracy on the validation split" in line]
+    truth = FERDataset(drawn / "metadata_val.parquet").y_cls
+    happy = (truth == LABEL_SETS["affectnet8"].index("happy")).double().mean().item()
+    accuracy = json.loads(
+        (trained / "history.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[load_checkpoint(trained / "best.pth").info["epoch"] - 1]
+    )["accuracy"]
+    assert happy != accuracy
+    assert said == [["checkpoint", f"{accuracy:.4f}"], ["float32", f"{happy:.4f}"], ["half", f"{happy:.4f}"]]
+
+
+def test_the_head_that_is_scored_is_the_one_named() -> None:
+    output = models.Output(torch.zeros(2, 7), None, torch.ones(2, 8))
+    network = torch.nn.Identity()
+    for name in ("logits", "votes"):
+        assert torch.equal(export.HeadFirst(network, name)(output).logits, getattr(output, name))  # type: ignore[arg-type]
 
 
 def test_a_file_that_would_answer_otherwise_is_not_written(
@@ -297,15 +347,19 @@ def test_an_onnx_file_is_no_start_for_a_training(
 
 
 def test_every_network_can_be_exported(tmp_path: Path) -> None:
-    """The ones that differ in kind: plain and residual, attention, cosine head."""
-    for name, options in (
-        ("fernet", {"width": 8, "attention": "se"}),
-        ("resnet34_attention", {}),
-        ("lightcnn", {"head": "arcface"}),
+    """The ones that differ in kind: plain and residual, windows that overhang (5 px to 3), attention, cosine head."""
+    for name, size_px, options in (
+        ("fernet", 40, {"width": 8, "attention": "se"}),
+        ("resnet34_attention", 32, {}),
+        ("lightcnn", 32, {"head": "arcface"}),
     ):
         channels = models.MODELS[name].channels
-        preprocess = Preprocess(32, channels, (0.5,) * channels, (0.25,) * channels)
+        preprocess = Preprocess(size_px, channels, (0.5,) * channels, (0.25,) * channels)
         model = build_model(name, classes=7, affect=False, preprocess=preprocess, **options).eval()  # type: ignore[arg-type]
         description = describe(name, labels=LABEL_SETS["fer7"], preprocess=preprocess, affect=False, **options)
         save_checkpoint(tmp_path / f"{name}.pth", description | {"state_dict": model.state_dict()})
         assert export.main([str(tmp_path / f"{name}.pth")]) == 0, name
+        nodes = onnx.load(str(tmp_path / f"{name}.onnx")).graph.node
+        pools = [{a.name: a.i for a in node.attribute} for node in nodes if node.op_type == "AveragePool"]
+        assert not any(pool.get("ceil_mode") and pool.get("count_include_pad") for pool in pools)  # runtimes differ on these
+        assert name != "fernet" or pools

@@ -347,11 +347,14 @@ def test_bgr_networks_are_augmented_alike_and_turned_round(face: np.ndarray) -> 
     np.testing.assert_allclose(Preprocess(40, 3, mean[::-1], std[::-1], order="bgr")(face), plain[::-1], atol=1e-6)
 
 
-def test_four_class_crops_to_nine_tenths_and_turns_by_ten_degrees() -> None:
+@pytest.mark.parametrize(
+    ("name", "zoom", "turn_deg"), [("four_class", (1.0, 1 / 0.9), 10.0), ("lightcnn", (48 / 44, 48 / 44), 15.0)]
+)
+def test_how_far_pictures_are_zoomed_and_turned(name: str, zoom: tuple[float, float], turn_deg: float) -> None:
     """Two dots on the level through the centre, 20 px apart: their distance tells the zoom, their slope the turn."""
     image = np.zeros((48, 48), np.uint8)
     image[23:25, 13:15], image[23:25, 33:35] = 120, 240
-    augment = Augmentation("four_class", Preprocess(48, 1, (0.0,), (1.0,)))
+    augment = Augmentation(name, Preprocess(48, 1, (0.0,), (1.0,)))
     zooms, turns, flips = [], [], 0
     for row in range(300):
         picture = augment(image, 1, 1, row)[0].numpy()
@@ -363,8 +366,8 @@ def test_four_class_crops_to_nine_tenths_and_turns_by_ten_degrees() -> None:
         zooms.append(np.hypot(x_right - x_left, y_right - y_left) / 20)
         turns.append(np.degrees(np.arctan2(y_right - y_left, x_right - x_left)))
         flips += halves[1].sum() > halves[0].sum()
-    assert 0.98 < min(zooms) < 1.02 and 1.09 < max(zooms) < 1.13
-    assert 8 < max(turns) < 11 and -11 < min(turns) < -8
+    assert (min(zooms), max(zooms)) == pytest.approx(zoom, abs=0.02)
+    assert turn_deg - 2 < max(turns) < turn_deg + 1 and -turn_deg - 1 < min(turns) < 2 - turn_deg
     assert 110 < flips < 190
 
 

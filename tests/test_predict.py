@@ -819,6 +819,17 @@ def test_other_classes_are_summed(checkpoint: str, pictures: Path, label_set: st
         predict.EmotionPredictor(checkpoint, label_set="affectnet8")
 
 
+def test_logits_are_divided_by_the_temperature_of_the_file(checkpoint: str, pictures: Path) -> None:
+    predictor = predict.EmotionPredictor(checkpoint, detector="none")
+    image = read_image(pictures / "small.png")
+    plain = predictor.predict(image)[0][0].probabilities
+    predictor.network.temperatures = {"logits": 2.0}
+    roots = {name: math.sqrt(share) for name, share in plain.items()}
+    expected = {name: root / sum(roots.values()) for name, root in roots.items()}
+    soft = predictor.predict(image)[0][0].probabilities
+    assert soft == pytest.approx(expected, rel=1e-5) and max(plain.values()) - max(soft.values()) > 0.01
+
+
 # --- explained ----------------------------------------------------------------------------------------------------------
 
 

@@ -367,6 +367,9 @@ def test_no_mean_of_what_was_trained_otherwise(tmp_path: Path, capsys: pytest.Ca
     retrained(tmp_path / "results/mine_seed2", lr=2e-3)
     assert written(tmp_path) == 2
     assert "mine_seed2 was trained with --lr 0.002, mine_seed1 with 0.001" in capsys.readouterr().err
+    retrained(tmp_path / "results/mine_seed2", lr=1e-3, seed=1)
+    assert written(tmp_path) == 2
+    assert "mine_seed1 and mine_seed2 are one variant with one seed" in capsys.readouterr().err
 
 
 def test_a_run_that_is_refused_is_not_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,7 +283,7 @@ def test_frozen_in_epoch(freeze_epochs: int | None, unfreeze_all_at: int | None,
 
 def test_settings_reach_what_they_name() -> None:
     """Each of the loss's settings changes the loss of a batch, or the order of the rows, as its function says."""
-    from losses import build_loss
+    from losses import REG_LOSSES, build_loss, class_weights
 
     counts, three = torch.tensor([80.0, 15.0, 5.0]).double(), LabelSet("three", ("happy", "fear", "disgust"))
     logits, y_cls = torch.tensor([[3.0, 1.0, -2.0], [0.5, 2.0, 1.0]]), torch.tensor([0, 2])
@@ -300,6 +300,12 @@ def test_settings_reach_what_they_name() -> None:
         plain = build_loss("ce", counts=counts, reg_weight=0.5)
         found = criterion.classification(logits, y_cls)
         assert found == expected.classification(logits, y_cls) != plain.classification(logits, y_cls), words
+    assert build_loss("focal", counts=counts, focal_gamma=0.5, reg_weight=0.5).focal_gamma == 0.5
+    weighted = build_loss("wce", counts=counts, weight_mode="effective", beta=0.9, reg_weight=0.5)
+    assert weighted.weights is not None and torch.equal(weighted.weights, class_weights(counts, "effective", 0.9))
+    words = "--affect --reg_loss ccc+mse --teacher a.parquet --teacher_weight 0.9"
+    criterion = train.prepare_loss(settings.parse_args(words.split()), counts, three)
+    assert criterion.reg_loss is REG_LOSSES["ccc+mse"] and criterion.teacher_weight == 0.9
     words = "--loss wce --class_weight disgust=2,Fear=1.5"
     criterion, plain = (
         train.prepare_loss(settings.parse_args(flags.split()), counts, three) for flags in (words, "--loss wce")

@@ -17,7 +17,7 @@ import metadata_parallel
 import models
 import settings
 import train
-from fer_transform import BatchLoader, FERDataset
+from fer_transform import BatchLoader, FERDataset, make_loader
 from labels import LABEL_SETS
 from losses import build_loss
 from metadata_parallel import read_metadata
@@ -494,37 +494,111 @@ def test_the_balanced_sampler_orders_the_training(drawn: Path, tmp_path: Path) -
     assert sorted(train.prepare_order(args, dataset, torch.Generator())) == list(range(len(dataset)))
 
 
+class Brightness(torch.nn.Module):
+    """Logits (b, −b), affect (b, b) and votes from the brightness b of a picture; `seen` are the pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> models.Output:
+        self.seen.append(images)
+        rows = images.mean(dim=(1, 2, 3))
+        logits = torch.stack([rows, -rows], dim=1) * self.scale
+        return models.Output(logits, torch.stack([rows, rows], dim=1), logits.repeat(1, 4))
+
+
+def one_epoch(network: Any, batches: Any, criterion: Any, *, lr: float, **options: Any) -> dict[str, float]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    options = {"grad_clip": None, "mixup": 0.0, "cutmix": 0.0, "average": None, "label": "test"} | options
+    scaler, device = torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu")
+    return train.train_one_epoch(
+        network, batches, criterion, optimizer, scaler, device=device, dtype=torch.float32, **options
+    )
+
+
+def test_the_figures_of_an_epoch_are_means_over_its_rows() -> None:
+    """45 batches of one or two rows, fetched from the device in three parts; at a rate of 0 the network stays as it is."""
+    generator = torch.Generator().manual_seed(1)
+    brightness, y_cls = torch.randn(67, generator=generator), torch.randint(2, (67,), generator=generator)
+    rows = torch.arange(67).split([1, 2] * 22 + [1])
+    images = brightness[:, None, None, None].expand(67, 1, 2, 2)
+    batches: Any = [(images[part], y_cls[part], torch.full((len(part), 2), math.nan), {}) for part in rows]
+    means = one_epoch(Brightness(), batches, build_loss("ce", counts=torch.ones(2), reg_weight=0.5), lr=0.0)
+    logits = torch.stack([brightness, -brightness], dim=1)
+    assert means["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, y_cls).item(), rel=1e-5)
+    assert means["train_accuracy"] == pytest.approx((logits.argmax(dim=1) == y_cls).double().mean().item())
+    assert 0.3 < means["train_accuracy"] < 0.7 and len(batches) > 2 * train.FETCHED_EVERY
+
+
+def test_gradients_are_clipped() -> None:
+    batch: Any = (torch.ones(2, 1, 4, 4), torch.tensor([1, 1]), torch.full((2, 2), math.nan), {})
+    criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5)
+    moved = []
+    for grad_clip in (None, 1e-3):
+        network = Brightness()
+        one_epoch(network, [batch], criterion, lr=1.0, grad_clip=grad_clip)
+        moved.append(abs(network.scale.item() - 1.0))
+    assert moved[0] > 0.1 and moved[1] == pytest.approx(1e-3, rel=0.01)
+
+
+def test_validation_has_the_whole_loss_and_the_votes(drawn: Path, voted: Path) -> None:
+    torch.manual_seed(0)
+    device, preprocess = torch.device("cpu"), Preprocess(24, 1, (0.5,), (0.25,))
+    dataset = FERDataset(drawn / "metadata_val.parquet", preprocess=preprocess)
+    model = build_model("lightcnn", classes=8, affect=True, preprocess=preprocess).eval()
+    criterion = build_loss("ce", counts=torch.ones(8), reg_weight=0.5)
+    loader = make_loader(dataset, batch_size=64, workers=0, device=device)
+    found = train.validate(model, loader, criterion, device=device, label="test")
+    with torch.inference_mode():
+        output = model(torch.stack([dataset[row][0] for row in range(len(dataset))]))
+    parts = criterion(output.logits, output.affect, dataset.y_cls, dataset.y_reg)
+    assert found["val_loss"] == pytest.approx(parts.total.item(), rel=1e-5) and 0.5 * parts.affect.item() > 0.01
+    assert found["accuracy"] == pytest.approx((output.logits.argmax(dim=1) == dataset.y_cls).double().mean().item())
+
+    rows = FERDataset(voted / "metadata_val.parquet", preprocess=preprocess)
+    two = build_model("fernet", classes=7, affect=False, preprocess=preprocess, width=8, votes=True).eval()
+    torch.nn.init.normal_(two.votes.weight, std=5.0)  # type: ignore[union-attr, arg-type]
+    loader = make_loader(rows, batch_size=64, workers=0, device=device)
+    criterion = build_loss("ce", counts=torch.ones(7), reg_weight=0.5)
+    found = train.validate(two, loader, criterion, device=device, label="test")
+    with torch.inference_mode():
+        said = two(torch.stack([rows[row][0] for row in range(len(rows))])).votes.argmax(dim=1).tolist()
+    won = rows.majority()
+    assert won is not None and (won < 0).any()  # rows without a majority do not count
+    pairs = [(mine, theirs) for mine, theirs in zip(said, won.tolist(), strict=True) if theirs >= 0]
+    assert found["ferplus8_accuracy"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+
+
+def test_the_last_line_tells_of_the_best_epoch(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([(0.3, 0.1), (0.4, 0.2), (0.2, 0.3)])
+
+    def validate(*_: Any, **__: Any) -> dict[str, float]:
+        accuracy, macro_f1 = next(scores)
+        return {"val_loss": 1.0, "accuracy": accuracy, "macro_f1": macro_f1}
+
+    monkeypatch.setattr(train, "validate", validate)
+    assert train.main([*short_training(drawn, tmp_path), "--exp", "a"]) == 0
+    said = capsys.readouterr().out
+    assert "best epoch 2 by validation accuracy: accuracy 0.4000, macro F1 0.2000; " in said
+
+
 def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step with a share of 0.7 and the two rows swapped; one of the four affect labels is missing."""
     monkeypatch.setattr(train, "larger_share", lambda alpha: 0.7)
     monkeypatch.setattr(torch, "randperm", lambda count: torch.tensor([1, 0]))
-    seen: list[torch.Tensor] = []
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, images: torch.Tensor) -> models.Output:
-            seen.append(images)
-            rows = images.mean(dim=(1, 2, 3))
-            logits = torch.stack([rows, -rows], dim=1) * self.scale
-            return models.Output(logits, torch.stack([rows, rows], dim=1), logits.repeat(1, 4))
-
     images = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), -2.0)])
     y_cls, y_reg = torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-0.5, 0.25]])
     teacher, votes = torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.full((2, 8), math.nan)
     votes[0] = torch.tensor([0.5, 0.25, 0.25, *[0.0] * 5])  # the second row has none
     criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5, votes_weight=1.0, teacher_weight=0.5)
-    network: Any = Network()
-    batches: Any = [(images, y_cls, y_reg, {"votes": votes, "teacher": teacher})]
-    means = train.train_one_epoch(
-        network, batches, criterion, torch.optim.SGD(network.parameters(), lr=0.1),
-        torch.amp.GradScaler("cpu", enabled=False), device=torch.device("cpu"), dtype=torch.float32, grad_clip=None,
-        mixup=1.0, cutmix=0.0, average=None, label="test",
-    )  # fmt: skip
+    network = Brightness()
+    means = one_epoch(network, [(images, y_cls, y_reg, {"votes": votes, "teacher": teacher})], criterion, lr=0.1, mixup=1.0)
     blended = torch.tensor([0.7 - 0.6, 0.3 - 1.4])
-    torch.testing.assert_close(seen[0].mean(dim=(1, 2, 3)), blended)
+    torch.testing.assert_close(network.seen[0].mean(dim=(1, 2, 3)), blended)
     logits, affect = torch.stack([blended, -blended], dim=1), torch.stack([blended, blended], dim=1)
     first, second = (
         criterion(
