@@ -66,7 +66,8 @@ def bars(prediction: FacePrediction, number: int) -> str:
     """One face as HTML: its label, a bar for each probability, and its place in the plane of valence and arousal."""
     lines = []
     for name, share in sorted(prediction.probabilities.items(), key=lambda item: -item[1]):
-        width, colour = f"{100 * share:.1f}%", COLOURS.get(name, "#0072B2").replace("#000000", "currentColor")  # on dark, too
+        width = f"{100 * share:.1f}%"
+        colour = COLOURS.get(name, "#0072B2").replace("#000000", "currentColor")  # seen on a dark page, too
         bar = f'<div><div style="width:{width};background:{colour}"></div></div>'
         lines.append(f'<div class="bar"><span>{html.escape(name)}</span>{bar}<span>{width}</span></div>')
     title = f"face {number}: {html.escape(prediction.label)} {prediction.probabilities[prediction.label]:.0%}"
