@@ -52,7 +52,7 @@ FOUR_CLASS = BASE | {
 }  # fmt: skip
 
 FERNET = BASE | {
-    "model": "fernet", "epochs": 80, "batch_size": 128, "img_size": 48, "augment": "fernet", "dropout": 0.3,
+    "model": "fernet", "width": 40, "epochs": 60, "batch_size": 128, "img_size": 40, "augment": "fernet", "dropout": 0.3,
     "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "decay_norms": False, "warmup_epochs": 4,
     "label_smoothing": 0.1, "mixup": 0.2, "ema": 0.998, "score_test": False,
 }  # fmt: skip
