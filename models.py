@@ -474,12 +474,11 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
         model.load_state_dict(contents.pop("state_dict"))  # half-precision files are widened by the copy
     except RuntimeError as error:
         raise ModelError(f"{path}: its weights do not fit the network {contents['model']}") from error
-    labels = label_set_of(contents["labels"])
     contents["parameters"] = sum(values.numel() for values in model.parameters())  # of both heads
-    heads = {"logits": labels} | ({"votes": VOTED} if model.votes is not None else {})
-    if label_set is not None and head_for(heads, LABEL_SETS[label_set]) == "votes":
-        model.classifier, labels = model.votes, VOTED
-    return Checkpoint(model.eval(), labels, preprocess, contents)
+    checkpoint = Checkpoint(model.eval(), label_set_of(contents["labels"]), preprocess, contents)
+    if label_set is not None and head_for(heads_of(checkpoint), LABEL_SETS[label_set]) == "votes":
+        model.classifier, checkpoint = model.votes, checkpoint._replace(labels=VOTED)
+    return checkpoint
 
 
 def heads_of(checkpoint: Checkpoint) -> dict[str, LabelSet]:

@@ -23,19 +23,15 @@ needs_ferplus = pytest.mark.skipif("FERPLUS" not in os.environ, reason="FERPLUS 
 needs_fixtures = pytest.mark.skipif("FACE_FIXTURES" not in os.environ, reason="FACE_FIXTURES is not set: folder of photos")
 
 
-def shipped_file(name: str) -> Path:
-    return ROOT / "weights" / f"{name}.onnx"
-
-
 def kept_scores(run: str) -> dict[str, float]:
     return json.loads((ROOT / "results" / run / "metrics_test.json").read_text(encoding="utf-8"))
 
 
 def test_shipped_files_are_small_and_self_describing() -> None:
-    assert {path.stem for path in (ROOT / "weights").glob("*.onnx")} - {"face_detection_yunet_2023mar"} == SHIPPED.keys()
-    assert sum(shipped_file(name).stat().st_size for name in SHIPPED) < 14_000_000
+    files = predict.shipped()
+    assert files.keys() == SHIPPED.keys() and sum(path.stat().st_size for path in files.values()) < 14_000_000
     for name, (recipe, seed, kept) in SHIPPED.items():
-        network = OnnxNetwork(shipped_file(name))
+        network = OnnxNetwork(files[name])
         assert (network.info["recipe"], network.info["seed"]) == (recipe, seed)
         assert [labels.name for labels in network.heads.values()] == list(kept)
         assert all(temperature != 1.0 for temperature in network.temperatures.values())  # each was fitted
@@ -63,7 +59,7 @@ def test_shipped_files_reach_their_figures_on_the_real_test_split(tmp_path: Path
     for name, (_, _, kept) in SHIPPED.items():
         for label_set, (run, plain) in kept.items():
             out = tmp_path / name / label_set
-            assert evaluate.main([str(shipped_file(name)), *flags, "--label_set", label_set, "--out", str(out)]) == 0
+            assert evaluate.main([str(predict.shipped()[name]), *flags, "--label_set", label_set, "--out", str(out)]) == 0
             scores = json.loads((out / "metrics_test.json").read_text(encoding="utf-8"))
             assert scores["rows"] == kept_scores(run)["rows"]
             for key in ("accuracy", "macro_f1"):
