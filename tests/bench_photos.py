@@ -4,7 +4,7 @@ Faces of the validation split are enlarged to 96 to 192 px and laid on scenes of
 FACE_FIXTURES where that is set, else smooth noise. Each way of detecting and cropping is scored on the same scenes, faces
 that are not found counted as wrong. The target: with YuNet 90% of the accuracy on the faces themselves.
 
-    FER_DETECTOR=yunet.onnx python tests/bench_photos.py weights/lightcnn.onnx --faces 500
+    FER_DETECTOR=yunet.onnx python tests/bench_photos.py weights/fernet_votes.onnx --faces 500
 """
 
 import os
@@ -21,7 +21,9 @@ from faces import Face, find_yunet, make_detector, read_image, to_channels
 
 from command_line import Parser
 from fer_transform import FERDataset
+from layouts import MetadataError
 from metadata_parallel import read_metadata
+from onnx_network import ModelError
 from predict import DEFAULT_MODEL, EmotionPredictor
 from video import overlap
 
@@ -57,9 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--faces", type=int, default=500, help="default: %(default)s")
     args = parser.parse_args(argv)
     generator = np.random.default_rng(0)
-    label_set = read_metadata(args.meta)[1]["label_set"]  # of a network with two heads the one for these labels
-    predictor = EmotionPredictor(args.model, label_set=label_set, detector="none")
-    dataset = FERDataset(args.meta, preprocess=predictor.preprocess)
+    try:
+        label_set = read_metadata(args.meta)[1]["label_set"]  # of a network with two heads the one for these labels
+        predictor = EmotionPredictor(args.model, label_set=label_set, detector="none")
+        dataset = FERDataset(args.meta, preprocess=predictor.preprocess)
+    except (MetadataError, ModelError) as error:
+        parser.error(str(error))
     rows = generator.choice(len(dataset), size=min(args.faces, len(dataset)), replace=False)
     truth = [predictor.labels.names[int(dataset.y_cls[row])] for row in rows]
     scenes = backgrounds(generator)

@@ -96,8 +96,10 @@ def test_eight_bit_integers_are_smaller_and_answer_alike(exported: Path, trained
     images = torch.randn(20, 1, 24, 24).numpy()
     small, plain = OnnxNetwork(out)(images)["logits"], OnnxNetwork(exported)(images)["logits"]
     assert np.abs(small - plain).max() > 0 and np.corrcoef(small.ravel(), plain.ravel())[0, 1] > 0.98
-    kinds = {initializer.data_type for initializer in onnx.load(str(out)).graph.initializer}
-    assert onnx.TensorProto.INT8 in kinds
+    initializers = onnx.load(str(out)).graph.initializer
+    weights = [onnx.numpy_helper.to_array(each) for each in initializers if each.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim > 1)
+    assert 60 <= largest <= 64  # two products of 8 bits and 7 stay below 2¹⁵, in which processors without VNNI add them
 
 
 def test_half_precision_is_half_the_size_and_computes_in_float32(
