@@ -28,7 +28,7 @@ import torch
 import metrics
 from command_line import Parser, line_of
 from fer_transform import FERDataset, default_workers, make_loader
-from figures import write_pictures
+from figures import PICTURES, write_pictures
 from inference import (
     BATCH_SIZE,
     VIEWS,
@@ -45,8 +45,8 @@ from labels import LABEL_SETS, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ModelError, choose_device, load_checkpoint
 
-# Of what metrics.json says: what makes the figures of two splits those of one network, scored in one way.
-MADE_BY = ("model", "label_set", "members", "parameters", "epoch", "views", "logit_adjust", "temperature")
+# Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
+MADE_BY = ("sha256", "split_id", "label_set", "views", "logit_adjust", "temperature")
 
 
 class EvaluationError(Exception):
@@ -294,6 +294,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise EvaluationError("one network is named twice – an ensemble has several")
+    if path.name == "last.pth" and (path.parent / "best.pth").is_file():
+        own = own or "last.pth, which is not of the chosen epoch,"
     if theirs and len(checkpoints) > 1:
         raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
     if own is not None and (out is None or theirs):
@@ -335,8 +337,8 @@ def predict_rows(
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done with the averaged probabilities before they are scored: logits adjusted by `tau`, classes merged from
-    `source` to `target`, the temperature; None for a step that is left out."""
+    """What is done with the averaged probabilities before they are scored: logits adjusted by `tau`, divided by the
+    temperature, classes merged from `source` to `target`, as predict.py does; None for a step that is left out."""
 
     source: LabelSet
     target: LabelSet
@@ -347,9 +349,9 @@ class Steps:
     def __call__(self, said: Predictions) -> Predictions:
         if self.tau is not None and self.priors is not None:
             said = adjust(said, self.priors, self.tau)
-        if self.target != self.source:
-            said = merge(said, self.source, self.target)
-        return said if self.temperature is None else soften(said, self.temperature)
+        if self.temperature is not None:
+            said = soften(said, self.temperature)
+        return said if self.target == self.source else merge(said, self.source, self.target)
 
 
 def choose_steps(
@@ -381,19 +383,13 @@ def choose_steps(
     split_of(val_meta, "val")
     check_belongs(members[0], checkpoint, val_meta, cross_dataset=False)
 
-    def joined(labels: LabelSet) -> Predictions:
-        views, _ = predict_rows(members, meta=val_meta, labels=labels, **loading)
-        return average([average(member) for member in views])
-
-    said = None
+    views, _ = predict_rows(members, meta=val_meta, labels=steps.source, **loading)
+    said = average([average(member) for member in views])
     if steps.priors is not None and steps.tau is None:
-        said = joined(steps.source)
         steps = replace(steps, tau=choose_tau(said, steps.priors))
         print(f"logit adjustment: tau {steps.tau:.2f}, by macro F1 on {val_meta}")
     if calibrate:
-        if said is None or target != steps.source:
-            said = joined(target)
-        temperature = fit_temperature(steps(said))
+        temperature = fit_temperature(replace(steps, target=steps.source)(said))
         steps = replace(steps, temperature=temperature)
         print(f"calibration: temperature {temperature:.3f}, by likelihood on {val_meta}")
     return steps
@@ -481,8 +477,8 @@ def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
         if any(others.get(key) != values.get(key) for key in MADE_BY):
             split = path.stem.removeprefix("metrics_")
             print(f"{path} and what belongs to it was made in another way, and is removed")
-            for stale in out.glob(f"*_{split}.*"):
-                stale.unlink()
+            for name in (path.name, f"classification_report_{split}.txt", *(f"{stem}_{split}.png" for stem in PICTURES)):
+                (out / name).unlink(missing_ok=True)
 
 
 def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, argv: Sequence[str]) -> None:
@@ -491,13 +487,14 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     For an ensemble the members' histories one after another, and of each its command and chosen epoch. None where one has no
     record; that of the run's own folder stays as it is.
     """
-    folders = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
-    epochs = [member.info.get("epoch") for member in members]
-    if any(run.resolve() == out.resolve() for run in folders):
+    if any(path.parent.resolve() == out.resolve() for path in checkpoints):
         return
-    if any(not (run / "run.json").is_file() for run in folders):
-        for name in ("run.json", "history.jsonl"):  # of an earlier scoring
-            (out / name).unlink(missing_ok=True)
+    epochs = [member.info.get("epoch") for member in members]
+    found = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
+    folders = [run for run in found if run is not None]
+    for name in ("run.json", "history.jsonl", "training_history.png"):  # of an earlier scoring
+        (out / name).unlink(missing_ok=True)
+    if len(folders) < len(found):
         return
     records = [record_of(run) for run in folders]
     scored = shlex.join(["python", "evaluate.py", *argv])
@@ -521,14 +518,18 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
 
-def record_folder(path: Path, member: Checkpoint) -> Path:
-    """Where the record of a network's training is, if anywhere: beside the file, or, of an ONNX file that was put elsewhere,
-    runs/<exp>."""
-    run = Path("runs") / str(member.info.get("exp"))
-    args, own = record_of(run).get("args", {}), ("recipe", "model", "seed")
-    if (path.parent / "run.json").is_file() or any(args.get(key) != member.info.get(key) for key in own):
-        return path.parent
-    return run
+def record_folder(path: Path, member: Checkpoint) -> Path | None:
+    """Where the record of a network's training is, if anywhere: beside the checkpoint, or, of a file that was put elsewhere
+    and of an ONNX file, in runs/<exp>, unless that is of another training or has gone on since."""
+    beside, run = path.parent, Path("runs") / str(member.info.get("exp"))
+    if (beside / "run.json").is_file() and path.suffix.lower() != ".onnx":
+        return beside
+    known = ("recipe", "model", "seed", *(["epochs"] if path.suffix.lower() == ".onnx" else []))
+    for folder in (beside, run):
+        args = record_of(folder).get("args")
+        if args is not None and all(args.get(key) == member.info.get(key) for key in known):
+            return folder
+    return None
 
 
 def record_of(run: Path) -> dict[str, Any]:
@@ -640,8 +641,10 @@ def main(argv: list[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is known before the work
         views, dataset = predict_rows(members, meta=meta, labels=target, **loading)
         joined = average([average(member) for member in views])
+        if not np.isfinite(joined.probabilities).all():
+            raise EvaluationError(f"{checkpoints[0]} answers with no numbers: its weights are damaged – train it again")
         said = steps(joined)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"sha256": " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)}
         if steps.tau is not None:
             more |= {"logit_adjust": steps.tau}
         if args.tta != "none":

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from command_line import Parser, line_of
-from evaluate import EvaluationError, check_belongs, split_of
+from evaluate import EvaluationError, check_belongs, record_of, split_of
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ExpressionNet, ModelError, OnnxModule, Output, heads_of, load_checkpoint, versions
 from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
 
-KEPT = ("model", "exp", "recipe", "seed", "epoch", "split_id", "label_set", "affect_rows", "class_counts")  # of a checkpoint
+KEPT = ("model", "exp", "recipe", "seed", "epoch", "epochs", "split_id", "label_set", "affect_rows", "class_counts")
 MEASURED_PICTURES, MEASURED_PX = 1000, 192  # YuNet finds 97% of FER2013's faces at that size
 CALIBRATION = 512  # training pictures
 HALVED_FROM = 256  # numbers in a tensor
@@ -85,12 +85,12 @@ def write_float32(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def largest_difference(checkpoint: Checkpoint, path: Path, images: Tensor) -> float:
-    """The largest absolute difference between the outputs of the checkpoint and of an ONNX file; NaN where one is NaN."""
+    """The largest absolute difference between the outputs of the checkpoint and of an ONNX file, before any temperature; NaN
+    where one is NaN."""
     with torch.inference_mode():
-        expected = checkpoint.model.eval()(images)
-    found = OnnxModule(OnnxNetwork(path))(images)
-    pairs = [(ours, theirs) for ours, theirs in zip(expected, found, strict=True) if ours is not None]
-    return float(np.max([(ours - theirs).abs().max().item() for ours, theirs in pairs]))
+        expected = checkpoint.model.eval()(images)._asdict()
+    found = OnnxNetwork(path)(images.numpy())
+    return float(np.max([np.abs(expected[name].numpy() - theirs).max() for name, theirs in found.items()]))
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -356,6 +356,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.calibration != CALIBRATION and args.kind != "int8":
             raise ExportError("--calibration does nothing here – add --int8")
         checkpoint = load_checkpoint(path)
+        checkpoint.info["epochs"] = record_of(path.parent).get("args", {}).get("epochs")  # a training may go on later
         lines = export(
             checkpoint,
             path,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DPI = 130
 BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "0.87"
+CURVES = (("-", BLUE), ("--", VERMILLION), (":", "0.2"), ("-.", ORANGE))  # of a panel, in order
 OKABE_ITO = (VERMILLION, "#009E73", "#CC79A7", ORANGE, BLUE, "#F0E442", "#000000", "#56B4E9")
 COLOURS = dict(zip(CANONICAL_NAMES, OKABE_ITO, strict=True))  # a class has its colour in every label set
 MANY_POINTS = 2000  # more are drawn as hexagons, where single points would cover each other
@@ -85,6 +86,13 @@ def draw_matrix(axis: "Axes", values: np.ndarray, names: Sequence[str], **style:
     axis.tick_params(axis="y", rotation=0)
 
 
+# Those of a scoring, whose files also bear the name of the split at their end.
+PICTURES = (
+    "confusion_matrix", "misclassification_heatmap", "confusion_residuals", "per_class", "misclassified", "affect_scatter",
+    "affect_plane",
+)  # fmt: skip
+
+
 def write_pictures(
     folder: Path,
     names: Sequence[str],
@@ -105,16 +113,16 @@ def write_pictures(
 
     `counts` (C, C) and `pattern` are those of metrics, `scores` the flat figures, the other arrays and `image` as below.
     """
-    pictures: dict[str, Callable[..., None]] = {
-        "confusion_matrix": partial(plot_confusion_matrix, counts, names),
-        "misclassification_heatmap": partial(plot_misclassification_heatmap, counts, names),
-        "confusion_residuals": partial(plot_confusion_residuals, pattern, names),
-        "per_class": partial(plot_per_class, scores, counts.sum(axis=1), names),
-        "misclassified": partial(plot_misclassified, image, y_true, probabilities, names),
-        "affect_scatter": partial(plot_affect_scatter, affect_true, affect_pred, scores),
-        "affect_plane": partial(plot_affect_plane, affect_true, affect_pred, y_true, names),
-    }
-    for stem, plot in pictures.items():
+    plots: tuple[Callable[..., None], ...] = (
+        partial(plot_confusion_matrix, counts, names),
+        partial(plot_misclassification_heatmap, counts, names),
+        partial(plot_confusion_residuals, pattern, names),
+        partial(plot_per_class, scores, counts.sum(axis=1), names),
+        partial(plot_misclassified, image, y_true, probabilities, names),
+        partial(plot_affect_scatter, affect_true, affect_pred, scores),
+        partial(plot_affect_plane, affect_true, affect_pred, y_true, names),
+    )
+    for stem, plot in zip(PICTURES, plots, strict=True):
         also = [f"ConfusionMatrix_{model_name}.png"] if stem == "confusion_matrix" else []
         plot(title=title, paths=[folder / name for name in (f"{stem}.png", f"{stem}_{split}.png", *also)])
 
@@ -161,7 +169,7 @@ def plot_confusion_residuals(pattern: ConfusionPattern, names: Sequence[str], *,
         text[cell] += "*"
     limit = float(np.nanmax(np.abs(values)).clip(3, 10))  # beyond, one cell would leave all others pale
     size = 2.4 + 0.7 * len(names)
-    subject = "mistakes above (+) and below (−) what class totals explain, in standard errors (starred: significant)"
+    subject = "mistakes above (+) and below (−) what class totals explain, in standard errors (starred: significantly above)"
     with picture(paths, size, size + 0.4, f"{title}\n{subject}") as figure:
         axis = figure.subplots()
         draw_matrix(axis, values, names, annot=text, fmt="", cmap="PuOr_r", vmin=-limit, vmax=limit)
@@ -325,16 +333,19 @@ def plot_affect_plane(
 def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoch: int, title: str) -> None:
     """Training curves over the epochs: loss, accuracy and macro F1, CCC where there is one, learning rate.
 
-    `history` has a flat dict an epoch; a score that is missing, None or NaN leaves a gap. The chosen epoch is marked.
+    `history` has a flat dict an epoch; a score that is missing, None or NaN leaves a gap. The chosen epoch is marked, and
+    where the pictures grew (`size_px`). The training loss is without that of the votes, which validation does not count.
     """
     from matplotlib.ticker import MaxNLocator
 
+    loss = {"train_loss_cls": "training, labels alone"} if "train_loss_votes" in history[-1] else {"train_loss": "training"}
     panels = {
-        "loss": {"train_loss": "training", "val_loss": "validation"},
+        "loss": loss | {"val_loss": "validation"},
         "score": {
             "train_accuracy": "training accuracy",
             "accuracy": "validation accuracy",
             "macro_f1": "validation macro F1",
+            "ferplus8_accuracy": "validation accuracy by the votes",
         },
         "validation CCC": {f"{target}_ccc": target for target in AFFECT_TARGETS},
         "learning rate": {"lr": "learning rate"},
@@ -345,14 +356,20 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
     }  # None becomes NaN
     shown = {name: panel for name, panel in panels.items() if any(np.isfinite(curves[key]).any() for key in panel)}
     subject = f"grey line: epoch {chosen_epoch}, the chosen one"
+    sizes = [line.get("size_px") for line in history]
+    grown = [epoch for epoch, size, before in zip(epochs[1:], sizes[1:], sizes[:-1], strict=True) if size != before]
+    if grown:
+        subject += f"; dotted: pictures of {', '.join(str(size) for size in dict.fromkeys(sizes))} px"
     with picture([path], 7.5, 1.0 + 2.3 * len(shown), f"{title}\n{subject}") as figure:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False).ravel()
         for axis, (name, panel) in zip(axes, shown.items(), strict=True):
-            for (key, label), style, colour in zip(panel.items(), ("-", "--", ":"), (BLUE, VERMILLION, "0.2"), strict=False):
+            for (key, label), (style, colour) in zip(panel.items(), CURVES, strict=False):
                 if np.isfinite(curves[key]).any():
                     marker = "." if len(epochs) < 40 else None
                     axis.plot(epochs, curves[key], style, marker=marker, color=colour, label=label)
             axis.axvline(chosen_epoch, color="0.5", linewidth=1)
+            for epoch in grown:
+                axis.axvline(epoch - 0.5, color="0.5", linewidth=1, linestyle=":")
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
             if len(panel) > 1:

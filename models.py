@@ -507,7 +507,8 @@ class TorchNetwork:
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file in the place of an `ExpressionNet`, with the classifier `head` as its logits."""
+    """An ONNX file in the place of an `ExpressionNet`, with the classifier `head` as its logits, which are divided by the
+    file's temperatures, as predict.py does."""
 
     def __init__(self, network: OnnxNetwork, head: str = "logits") -> None:
         super().__init__()
@@ -516,7 +517,9 @@ class OnnxModule(nn.Module):
         self.votes = None
 
     def forward(self, images: Tensor) -> Output:
-        said = {name: torch.from_numpy(values) for name, values in self.network(images.cpu().contiguous().numpy()).items()}
+        temperatures = self.network.temperatures
+        answers = self.network(images.cpu().contiguous().numpy())
+        said = {name: torch.from_numpy(values) / temperatures.get(name, 1.0) for name, values in answers.items()}
         return Output(said[self.head], said.get("affect"), said.get("votes"))
 
 

@@ -13,26 +13,20 @@ import shlex
 import shutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import figures
 import study
 from command_line import Parser, line_of
 from evaluate import write_text
 from labels import LABEL_SETS
-from recipes import DOCUMENTED
+from recipes import BASE, DOCUMENTED
 
-PICTURES = (  # without misclassified.png: it shows faces
-    "confusion_matrix.png",
-    "misclassification_heatmap.png",
-    "confusion_residuals.png",
-    "per_class.png",
-    "affect_scatter.png",
-    "affect_plane.png",
-    "training_history.png",
-)
+PICTURES = (*(f"{stem}.png" for stem in figures.PICTURES if stem != "misclassified"), "training_history.png")  # no faces
 OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", *PICTURES[:-1])
 KEPT = ("run.json", "history.jsonl", "metrics_val.json", "metrics_test.json", *OF_ONE_SPLIT, "training_history.png")
 REQUIRED = ("run.json", "history.jsonl", "metrics.json")
@@ -52,7 +46,8 @@ HEAD = """# Results
 Written by `make report` from the files under `results/`; no figure of ours is typed by hand (published ones stand in
 `recipes.py`). Networks are trained on the training split, and whatever is chosen (epoch, temperature, adjustment) is chosen
 on the validation split (FER2013: PublicTest), nothing on the test split (FER2013: PrivateTest). Intervals are 95% (Wilson),
-for the sampling of test rows alone.
+for the sampling of test rows alone. Figures marked (val) are of the rows on which the epoch was chosen, which favours them:
+they do not compare with those of a test split.
 """
 
 
@@ -60,27 +55,28 @@ class ReportError(Exception):
     """A run that cannot be kept; the message is one line and says what to do next."""
 
 
-def keep_run(run: Path, results: Path) -> Path:
-    """Copy what is to be kept of a run folder to results/<its name>. Raises ReportError where something is lacking."""
+def keep_run(run: Path, target: Path) -> None:
+    """Copy what is to be kept of a run folder to `target`. Raises ReportError where something is lacking or damaged."""
     missing = [name for name in REQUIRED if not (run / name).is_file()]
     if missing:
         raise ReportError(
             f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run}"
         )
-    quoted = quoted_split(run)
-    target = results / run.resolve().name
+    try:
+        quoted = quoted_split(run)
+        contents = without_machine_paths(json.loads((run / "run.json").read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{run} holds a damaged file ({error}) – score it again: python evaluate.py {run}") from error
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         # What evaluate.py writes for the split scored last is taken of the split that is quoted.
         source = run / (name if name not in OF_ONE_SPLIT else name.replace(".", f"_{quoted}."))
         if name == "run.json":
-            contents = without_machine_paths(json.loads(source.read_text(encoding="utf-8")))
             write_text(target / name, json.dumps(contents, indent=2) + "\n")
         elif source.is_file():
             shutil.copyfile(source, target / name)
         else:
             (target / name).unlink(missing_ok=True)
-    return target
 
 
 def quoted_split(folder: Path) -> str:
@@ -144,13 +140,15 @@ def check_alike(groups: Sequence[study.Group]) -> None:
     for group in groups:
         first_run = group.runs[0]
         for run in group.runs:
-            differing = study.differing(run.settings, first_run.settings)
-            if differing:
-                setting, value = next(iter(differing.items()))
-                raise ReportError(
-                    f"{run.name} was trained with --{setting} {value}, {first_run.name} with {first_run.settings[setting]}: "
-                    "they are not one variant – rename its folder under runs/ and results/"
-                )
+            one = "they are not one variant – rename its folder under runs/ and results/"
+            if len(run.phases) != len(first_run.phases):
+                raise ReportError(f"of {run.name} and {first_run.name} one goes on from another kept run: {one}")
+            for phase, first_phase in zip(run.phases, first_run.phases, strict=True):
+                for setting, value in study.differing(BASE | phase.settings, first_phase.settings).items():
+                    theirs = (BASE | first_phase.settings)[setting]
+                    raise ReportError(
+                        f"{phase.name} was trained with --{setting} {value}, {first_phase.name} with {theirs}: {one}"
+                    )
         for run, after in pairwise(group.runs):
             if run.seed is not None and run.seed == after.seed:
                 raise ReportError(
@@ -158,7 +156,11 @@ def check_alike(groups: Sequence[study.Group]) -> None:
                 )
         scored = {
             run.name: ", ".join(
-                [run.values["label_set"], run.values["split"]]
+                [
+                    run.values["label_set"],
+                    f"{run.values['split']} ({run.values['rows']} rows of {run.values.get('split_id')})",
+                ]
+                + [f"{members} members" for members in [run.values.get("members", 1)] if members > 1]
                 + ["logits adjusted"] * (run.values.get("logit_adjust") is not None)
                 + [f"mean of {views} views" for views in [run.values.get("views")] if views]
             )
@@ -222,10 +224,10 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
     notes: list[str] = []
     for group in groups:
         document = DOCUMENTED.get(group.name)
-        figures = document.figures if document else {}
-        tough = [key for key in figures if key not in ("accuracy", "macro_f1")]
-        overall = f"{said(figures.get('accuracy'))} / {said(figures.get('macro_f1'))}" if figures else "–"
-        theirs = ", ".join([overall, *(f"{score_name(key)} {said(figures[key])}" for key in tough)])
+        theirs_of = document.figures if document else {}
+        tough = [key for key in theirs_of if key not in ("accuracy", "macro_f1")]
+        overall = f"{said(theirs_of.get('accuracy'))} / {said(theirs_of.get('macro_f1'))}" if theirs_of else "–"
+        theirs = ", ".join([overall, *(f"{score_name(key)} {said(theirs_of[key])}" for key in tough)])
         if document and document.note:
             notes.append(f"<sup>{len(notes) + 1}</sup> {group.name}: {document.note}.\n")
             theirs += f"<sup>{len(notes)}</sup>"
@@ -291,7 +293,8 @@ def study_part(pictures: Sequence[str], link: str) -> str:
     """The study's part of RESULTS.md: where its tables are, and its pictures; `link` is the way to its folder."""
     parts = [
         "## The imbalance study\n",
-        "Every variant of the light CNN on FER2013, mean and sample standard deviation over seeds:\n"
+        "Every variant of the light CNN on FER2013, mean and sample standard deviation over seeds; seeds differ by about a\n"
+        "point, so a variant of one run is not to be told from another by less:\n"
         f"[as CSV]({link}/study.csv), [for LaTeX]({link}/study.tex).\n",
     ]
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({link}/{name})\n" for name in pictures]
@@ -342,7 +345,7 @@ def beside_table(results: dict[str, dict[str, Any]]) -> str:
         if any(error is not None for error in errors):
             seen = f" ({values['rows_seen']} fewer)" if "rows_seen" in values else ""
             rows.append([exp, pairs[0], pairs[1] + seen, *map(figure, errors), figure(values.get("temperature"))])
-    header = ["run", "one view", "without pictures of the training", "ECE as trained", "ECE", "temperature"]
+    header = ["run", "one view", "without pictures of the training", "ECE before the temperature", "ECE", "temperature"]
     return "\nAccuracy / macro F1 beside those above, and calibration:\n\n" + table(header, rows) if rows else ""
 
 
@@ -379,7 +382,8 @@ def details(exp: str, values: dict[str, Any], folder: Path, link: str) -> str:
 
 def write_results(results: Path, out: Path) -> int:
     """Write RESULTS.md, and the study into results/study/, from results/; returns the number of runs. Raises ReportError."""
-    kept = {folder.name: read_result(folder) for folder in sorted(results.glob("*")) if (folder / "metrics.json").is_file()}
+    folders = [path for path in sorted(results.glob("*")) if any((path / name).is_file() for name in REQUIRED)]
+    kept = {folder.name: read_result(folder) for folder in folders}
     if not kept:
         raise ReportError(f"no run is kept in {results}/ – keep one: python report.py runs/NAME")
     link = Path(os.path.relpath(results, out.parent)).as_posix()
@@ -407,18 +411,24 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Keep the named runs and write RESULTS.md; status 2 with one line, and none kept anew, where that cannot be done."""
     args = build_parser().parse_args(argv)
-    there = set(args.results.glob("*"))
-    new: list[Path] = []
-    try:
-        for run in args.runs:
-            new.append(keep_run(run, args.results))
-        count = write_results(args.results, args.out)
-        print("".join(f"kept: {folder}\n" for folder in new) + f"{args.out}: runs in it: {count}")
-    except (ReportError, OSError) as error:
-        for folder in set(new) - there:
-            shutil.rmtree(folder)  # or no report could be written until it is gone
-        print(f"report.py: {line_of(error)}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as before:
+        new: list[Path] = []
+        try:
+            for run in args.runs:
+                target = args.results / run.resolve().name
+                if target.is_dir() and target not in new:
+                    shutil.copytree(target, Path(before) / target.name)
+                new.append(target)
+                keep_run(run, target)
+            count = write_results(args.results, args.out)
+            print("".join(f"kept: {folder}\n" for folder in new) + f"{args.out}: runs in it: {count}")
+        except (ReportError, OSError) as error:
+            for folder in new:  # as it was, or no report could be written
+                shutil.rmtree(folder, ignore_errors=True)
+                if (Path(before) / folder.name).is_dir():
+                    shutil.copytree(Path(before) / folder.name, folder)
+            print(f"report.py: {line_of(error)}", file=sys.stderr)
+            return 2
     return 0
 
 

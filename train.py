@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -687,12 +688,14 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 state |= {"unaveraged": model.state_dict(), "averaged_steps": int(average.n_averaged)}
             save_checkpoint(folder / "last.pth", contents | state)
             append_history(folder / "history.jsonl", history)
-            mean_s = sum(past["time_s"] for past in history) / len(history)
+            mean_s = statistics.fmean(past["time_s"] for past in history[-5:])  # what ran beside earlier ones may be over
             print(epoch_line(line, epochs=args.epochs, left_s=mean_s * (args.epochs - epoch)), flush=True)
             if progress.exhausted:
                 print(f"stopped: neither accuracy nor RMSE has improved for {args.patience} epochs")
                 break
-    plot_history(history, folder / HISTORY_PNG, chosen_epoch=progress.best_epoch, title=folder.name)
+    plot_history(
+        history, folder / HISTORY_PNG, chosen_epoch=progress.best_epoch, title=f"{folder.name}, {train_set.labels.name}"
+    )
     line = history[progress.best_epoch - 1]
     print(
         f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {line['accuracy']:.4f}, "

@@ -375,13 +375,19 @@ def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["scored"].startswith("python evaluate.py")
     for more, stays in (({}, True), ({"views": 10}, False)):
         (out / "metrics_test.json").write_text(json.dumps(figures | {"split": "test"} | more), encoding="utf-8")
-        (out / "confusion_matrix_test.png").touch()
+        for name in ("confusion_matrix_test.png", "metadata_test.parquet"):  # the second is no figure
+            (out / name).touch()
         assert evaluate.main([str(scored), *meta]) == 0
         assert (out / "metrics_test.json").is_file() is (out / "confusion_matrix_test.png").is_file() is stays
     assert "was made in another way, and is removed" in capsys.readouterr().out
-    alone = shutil.copy(scored / "best.pth", tmp_path / "alone.pth")  # a network without a record of its training
+    assert (out / "metadata_test.parquet").is_file() and (out / "training_history.png").is_file()
+    (out / "metrics_test.json").write_text(json.dumps(figures | {"split": "test"}), encoding="utf-8")
+    alone = Path(shutil.copy(scored / "best.pth", tmp_path / "alone.pth"))  # a network without a record of its training
+    contents = torch.load(alone, weights_only=True)
+    torch.save(contents | {"exp": "another", "more": 1}, alone)
     assert evaluate.main([str(alone), *meta]) == 0
-    assert not (out / "run.json").exists() and not (out / "history.jsonl").exists()
+    for name in ("run.json", "history.jsonl", "training_history.png", "metrics_test.json"):
+        assert not (out / name).exists()
     (out / "last.pth").touch()
     assert "is the folder of another training" in error_of(capsys, scored, *meta)
 
@@ -394,6 +400,11 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert evaluate.output_folder([Path("a.pth")], Path("x"), own="--cross_dataset") == Path("x")
     with pytest.raises(evaluate.EvaluationError, match="--out"):
         evaluate.output_folder([Path("runs/a/best.pth")], None, own="--cross_dataset")
+    Path("runs/b").mkdir(parents=True)
+    Path("runs/b/best.pth").touch()
+    with pytest.raises(evaluate.EvaluationError, match="which is not of the chosen epoch, needs a folder of its own"):
+        evaluate.output_folder([Path("runs/b/last.pth")], None, own=None)
+    assert evaluate.output_folder([Path("runs/b/last.pth")], Path("runs/last"), own=None) == Path("runs/last")
     Path("runs/votes").mkdir(parents=True)
     Path("runs/votes/run.json").write_text('{"scored": "python evaluate.py runs/a --tta flip"}', encoding="utf-8")
     with pytest.raises(evaluate.EvaluationError, match="holds the figures of another scoring"):
@@ -513,17 +524,21 @@ def test_what_is_fitted_for_the_test_split_is_fitted_on_the_validation_split(
 
 
 def test_steps_by_hand() -> None:
-    three, two = LabelSet("three", ("happy", "fear", "sad")), LabelSet("two", ("happy", "sad"))
+    three = LabelSet("three", ("happy", "fear", "sad"))
     said = predictions_of([[0.5, 0.25, 0.25], [0.1, 0.3, 0.6]], None)
     soft = evaluate.Steps(three, three, temperature=2.0)(said).probabilities
     roots = np.sqrt(said.probabilities)
     np.testing.assert_allclose(soft, roots / roots.sum(axis=1, keepdims=True), rtol=1e-5)
-    # Adjusted, then merged, then softened.
-    priors = np.array([0.5, 0.25, 0.25])
-    joined = evaluate.Steps(three, two, priors=priors, tau=1.0, temperature=2.0)(said).probabilities
-    adjusted = said.probabilities / priors
-    merged = np.sqrt(adjusted[:, [0, 2]] / adjusted[:, [0, 2]].sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(joined, merged / merged.sum(axis=1, keepdims=True), rtol=1e-5)
+    # Adjusted, then softened, then merged, as predict.py does: fear is summed into sad.
+    four = LABEL_SETS["fer4"]
+    five = LabelSet("five", ("happy", "fear", "sad", "angry", "neutral"))
+    said = predictions_of([[0.3, 0.2, 0.2, 0.2, 0.1]], None)
+    priors = np.array([0.4, 0.1, 0.2, 0.2, 0.1])
+    joined = evaluate.Steps(five, four, priors=priors, tau=1.0, temperature=2.0)(said).probabilities[0]
+    happy, fear, sad, angry, neutral = np.sqrt(said.probabilities[0] / priors)
+    shares = {"happy": happy, "sad": fear + sad, "angry": angry, "neutral": neutral}
+    expected = np.array([shares[name] for name in four.names])
+    np.testing.assert_allclose(joined, expected / expected.sum(), rtol=1e-5)
 
 
 def test_priors_are_the_shares_of_the_training_rows() -> None:
@@ -649,13 +664,14 @@ def test_the_record_of_an_onnx_file_is_that_of_its_run(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, seed in (("a", 1), ("b", 2)):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        args = {"recipe": "r", "model": "lightcnn", "seed": seed}
+        args = {"recipe": "r", "model": "lightcnn", "seed": seed, "epochs": 60}
         (tmp_path / "runs" / name / "run.json").write_text(json.dumps({"args": args, "command": name}), encoding="utf-8")
         (tmp_path / "runs" / name / "history.jsonl").write_text("{}\n", encoding="utf-8")
     out = tmp_path / "out"
     out.mkdir()
-    for exp, seed, there in (("b", 1, False), ("none", 1, False), ("a", 1, True)):  # runs/b has another seed
-        info = {"exp": exp, "recipe": "r", "model": "lightcnn", "seed": seed, "epoch": 3}
+    # runs/b has another seed; the training runs/a has gone on since a file of 30 epochs was exported
+    for exp, seed, epochs, there in (("b", 1, 60, False), ("none", 1, 60, False), ("a", 1, 30, False), ("a", 1, 60, True)):
+        info = {"exp": exp, "recipe": "r", "model": "lightcnn", "seed": seed, "epoch": 3, "epochs": epochs}
         member = types.SimpleNamespace(info=info)
         evaluate.write_record([Path("weights/x.onnx")], [member], out, ["weights/x.onnx"])  # type: ignore[list-item]
         assert (out / "run.json").is_file() is there

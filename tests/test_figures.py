@@ -322,6 +322,17 @@ def test_history_has_a_panel_for_what_there_is(tmp_path: Path, written: list[Dra
     assert_readable(*written[1])
 
 
+def test_history_shows_the_loss_that_compares_and_where_pictures_grew(tmp_path: Path, written: list[Drawn]) -> None:
+    history = [line_of(epoch, size_px=32 if epoch < 3 else 40, ferplus8_accuracy=0.7) for epoch in (1, 2, 3, 4)]
+    history = [line | {"train_loss_cls": 1.0, "train_loss_votes": 9.0} for line in history]
+    figures.plot_history(history, tmp_path / "h.png", chosen_epoch=4, title="a")
+    loss, score = written[0].figure.axes[:2]
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1.0] * 4)  # type: ignore[arg-type]
+    assert "validation accuracy by the votes" in [line.get_label() for line in score.lines]
+    assert list(loss.lines[-1].get_xdata()) == [2.5, 2.5] and "32, 40 px" in written[0].figure.get_suptitle()  # type: ignore[arg-type]
+    assert_readable(*written[0])
+
+
 def test_history_leaves_gaps(tmp_path: Path, written: list[Drawn]) -> None:
     history = [line_of(1, macro_f1=0.1), line_of(2, macro_f1=None), line_of(3), line_of(4, macro_f1=math.nan, val_loss=None)]
     figures.plot_history(history, tmp_path / "h.png", chosen_epoch=1, title="a")

@@ -295,7 +295,7 @@ def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
     order = [line.split("]")[0] for line in table.splitlines() if line.startswith("| [")]
     assert order == ["| [E0", "| [two_phase", "| [four_class", "| [BEST"]
     notes = [line for line in table.splitlines() if line.startswith("<sup>")]
-    assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one run; ", "<sup>2</sup> two_phase: it"]
+    assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one run; ", "<sup>2</sup> two_phase: th"]
     assert "Not among the kept runs yet: E1, E2, E2b, E3, E4, E5, E6, two_phase_as_written, multitask_synthetic, " in table
     assert [line for line in table.splitlines() if line.startswith("- ")] == [
         "- E0: `python train.py --exp E0_seed40`",
@@ -327,7 +327,13 @@ def test_a_gpu_and_an_adjustment_are_named(tmp_path: Path) -> None:
     assert cells_of(text, "[E0]")[0].endswith("cross-entropy, logits adjusted by τ 0.5")
 
 
-@pytest.mark.parametrize("other", [{"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}, {"views": 2}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}, {"views": 2}, {"split_id": "b"}, {"rows": 800},
+        {"members": 3},
+    ],
+)  # fmt: skip
 def test_no_mean_of_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]) -> None:
     keep_made_up(tmp_path / "results", E0_seed40={}, E0_seed41=other)
     assert written(tmp_path) == 2
@@ -372,6 +378,27 @@ def test_no_mean_of_what_was_trained_otherwise(tmp_path: Path, capsys: pytest.Ca
     assert "mine_seed1 and mine_seed2 are one variant with one seed" in capsys.readouterr().err
 
 
+def test_what_an_older_record_lacks_and_earlier_phases_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_made_up(tmp_path / "results", mine_seed1={}, mine_seed2={"args": {"sampler": "default"}})
+    assert written(tmp_path) == 0  # what the first lacks was so then
+    retrained(tmp_path / "results/mine_seed2", sampler="balanced")
+    assert written(tmp_path) == 2
+    assert "mine_seed2 was trained with --sampler balanced, mine_seed1 with default" in capsys.readouterr().err
+    retrained(tmp_path / "results/mine_seed2", sampler="default", init="runs/first_seed2/best.pth")
+    keep_made_up(tmp_path / "results", first_seed1={}, first_seed2={})
+    assert written(tmp_path) == 2
+    assert "of mine_seed2 and mine_seed1 one goes on from another kept run" in capsys.readouterr().err
+    retrained(tmp_path / "results/mine_seed1", init="runs/first_seed1/best.pth")
+    assert written(tmp_path) == 0
+    (tmp_path / "results/first_seed2").rename(tmp_path / "results/other_seed2")  # else the two are a group that is refused
+    retrained(tmp_path / "results/other_seed2", lr=0.5)
+    retrained(tmp_path / "results/mine_seed2", init="runs/other_seed2/best.pth")
+    assert written(tmp_path) == 2
+    assert "other_seed2 was trained with --lr 0.5, first_seed1 with 0.001" in capsys.readouterr().err
+
+
 def test_a_run_that_is_refused_is_not_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("lightcnn_seed41", "lightcnn_seed42"):
         shutil.copytree(run, tmp_path / "runs" / name)
@@ -383,6 +410,17 @@ def test_a_run_that_is_refused_is_not_kept(run: Path, tmp_path: Path, capsys: py
     assert "they are not one variant" in capsys.readouterr().err
     assert [folder.name for folder in (tmp_path / "results").iterdir() if folder.name != "study"] == ["lightcnn_seed41"]
     assert report.main(out) == 0 and (tmp_path / "RESULTS.md").read_bytes() == before
+    kept = {path: path.read_bytes() for path in (tmp_path / "results/lightcnn_seed41").iterdir()}
+    retrained(tmp_path / "runs" / "lightcnn_seed41", lr=0.5)
+    runs = [str(tmp_path / "runs" / name) for name in ("lightcnn_seed41", "nothing_there")]
+    assert report.main([*runs, *out]) == 2  # what was kept of the first before comes back
+    assert {path: path.read_bytes() for path in (tmp_path / "results/lightcnn_seed41").iterdir()} == kept
+    (tmp_path / "runs/lightcnn_seed41/run.json").write_text("{", encoding="utf-8")
+    capsys.readouterr()
+    assert report.main([runs[0], *out]) == 2
+    assert "lightcnn_seed41 holds a damaged file" in capsys.readouterr().err
+    (tmp_path / "results/lightcnn_seed41/metrics.json").unlink()
+    assert report.main(out) == 2 and "lacks metrics.json" in capsys.readouterr().err
 
 
 def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
