@@ -39,11 +39,11 @@ READY_APP := $(if $(filter $(VENV),$(PYTHON_APP)),.venv/installed-app)
 READY_EXPORT := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-export)
 READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
 
-# The first interpreter that runs and is new enough.
+# The first interpreter that runs and is new enough, one that this was not tried with only where there is no other.
 $(VENV):
-	@for python in python3 python3.13 python3.12 python3.11; do \
-	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; fi; done; \
+	@for below in "3, 14" "4, 0"; do for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c "import sys; sys.exit(not (3, 11) <= sys.version_info < ($$below))" 2>/dev/null; then \
+	    echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; fi; done; done; \
 	echo "Python 3.11 or newer not found – install it from python.org" >&2; exit 2
 
 .venv/installed: requirements.txt | $(VENV)
@@ -62,7 +62,9 @@ $(VENV):
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed .venv/installed-export
 
-INDEXED = $(if $(DATA),--data "$(DATA)") $(if $(FERPLUS),--ferplus "$(FERPLUS)")
+# An environment's FERPLUS is the tests': it does not index.
+VOTES = $(if $(filter command%,$(origin FERPLUS)),$(FERPLUS))
+INDEXED = $(if $(DATA),--data "$(DATA)") $(if $(VOTES),--ferplus "$(VOTES)")
 
 # What `make eval` scores: the run named, else the newest, else one that is trained for it.
 NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
@@ -128,10 +130,12 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
 # The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, learns from
-# what they say of the training rows, which is not scored again under a student that was interrupted.
+# what they say of the training rows, which is not scored again under a student that was interrupted. Its name holds the seeds.
 ENSEMBLE = $(or $(RECIPE),$(if $(filter command%,$(origin MODEL)),$(MODEL)),fernet)
-STUDENT = student_$(ENSEMBLE)_seed42
-TEACHER = teacher_$(ENSEMBLE)
+empty :=
+OF = $(ENSEMBLE)_$(subst $(empty) $(empty),-,$(strip $(SEEDS)))
+STUDENT = student_$(OF)_seed42
+TEACHER = teacher_$(OF)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
@@ -148,11 +152,11 @@ student: ensemble ## make ensemble, then one network that learns from its probab
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.
 two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS), phase 2 on DATA
-	@test -n "$(DATA)" -a "$(DATA1)$(FERPLUS)" != "$(DATA)" || \
+	@test -n "$(DATA)" -a "$(DATA1)$(VOTES)" != "$(DATA)" || \
 	  { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
 	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/$(TWO_PHASE)_1/data \
-	  $(if $(FERPLUS),--ferplus "$(FERPLUS)" --label_set ferplus8)
-	$(PYTHON) metadata_parallel.py --data "$(DATA)" --out runs/$(TWO_PHASE)/data
+	  $(if $(VOTES),--ferplus "$(VOTES)" --label_set ferplus8)
+	$(PYTHON) metadata_parallel.py --data "$(DATA)" --label_set fer7 --out runs/$(TWO_PHASE)/data
 	@set -e; $(call train_once,$(TWO_PHASE)_1,--recipe two_phase_1 $(call parquets,$(TWO_PHASE)_1) $(ARGS) $(ARGS1),--split val)
 	@set -e; $(call train_once,$(TWO_PHASE),$(PHASE_2) $(call parquets,$(TWO_PHASE)) $(ARGS) $(ARGS2))
 

@@ -1,4 +1,4 @@
-"""The parser of all scripts: their help is their docstring, and what is wrong with a call is said in one line, status 2.
+"""The parser of all scripts: their help is mostly their docstring; what is wrong with a call is said in one line, status 2.
 
 python -c "import command_line; command_line.Parser('what it does').parse_args(['--help'])"
 """

@@ -562,9 +562,13 @@ def build_parser() -> Parser:
         "checkpoints", nargs="*", type=Path, metavar="CKPT", help="checkpoint or run folder (default: the newest)"
     )
     parser.add_argument("--split", choices=["train", "val", "test"], help="default: test where there is one, else val")
-    parser.add_argument("--meta", type=Path, help="parquet to score (default: metadata_<split>.parquet)")
+    parser.add_argument(
+        "--meta", type=Path, help="parquet to score (default: metadata_<split>.parquet of the run, else of this folder)"
+    )
     parser.add_argument("--data_root", "--data-root", help="where the pictures are, if not where the parquet says")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: the checkpoint's run folder)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: the checkpoint's run folder, else runs/NAME)"
+    )
     parser.add_argument(
         "--cross_dataset",
         "--cross-dataset",

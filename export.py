@@ -290,14 +290,17 @@ def export(
                 )
             temperatures = {name: fit_temperature(rows) for name, rows in said.items()}
             lines.append("temperatures: " + ", ".join(f"{label_sets[name]} {t:.3f}" for name, t in temperatures.items()))
+        else:
+            lines.append("temperatures: none, for want of validation pictures – give --val_meta metadata_val.parquet")
         write_metadata(written, describe_file(checkpoint, temperatures))
         written.replace(out)
     return lines
 
 
 def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str) -> Path | None:
-    """The parquet of a split: the one that is given, which must hold those rows and fit the checkpoint, else the one in this
-    folder where it is there and fits, else None. Raises ExportError, EvaluationError or MetadataError.
+    """The parquet of a split: the one that is given, which must hold those rows and fit the checkpoint, else the one that
+    the run was trained with, else the one in this folder, where they are there and fit, else None. Raises ExportError,
+    EvaluationError or MetadataError.
     """
     if given is not None:
         split_of(given, split)
@@ -305,9 +308,11 @@ def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str
             raise ExportError(f"{source} was trained on another split than that of {given} – give its own, or leave it out")
         check_belongs(checkpoint, source, given, cross_dataset=False)
         return given
-    path = Path(f"metadata_{split}.parquet")
-    own = path.is_file() and read_metadata(path)[1]["split_id"] == checkpoint.info.get("split_id")
-    return path if own else None
+    named = record_of(source.parent).get("args", {}).get(f"{split}_meta")
+    for path in [Path(name) for name in (named, f"metadata_{split}.parquet") if name]:
+        if path.is_file() and read_metadata(path)[1]["split_id"] == checkpoint.info.get("split_id"):
+            return path
+    return None
 
 
 def build_parser() -> Parser:
@@ -331,11 +336,11 @@ def build_parser() -> Parser:
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help="how many of them (default: %(default)s)")
     parser.add_argument(
         "--train_meta", "--train-meta", type=Path,
-        help="parquet of the training pictures, for --int8 and for how faces lie in them (default: metadata_train.parquet)",
+        help="parquet of the training pictures, for --int8 and for how faces lie in them (default: the run's)",
     )  # fmt: skip
     parser.add_argument(
         "--val_meta", "--val-meta", type=Path,
-        help="parquet of the rows for accuracy and temperatures (default: metadata_val.parquet where it is the run's)",
+        help="parquet of the rows for accuracy and temperatures (default: the run's)",
     )  # fmt: skip
     parser.add_argument("--detector_model", "--detector-model", metavar="ONNX", help="YuNet's file (default: as predict.py)")
     return parser

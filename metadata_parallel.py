@@ -6,7 +6,7 @@ The layout is recognised (see layouts.LAYOUTS) and named. Written into --out, ea
 
     metadata_all.parquet, metadata_train.parquet, metadata_val.parquet, and metadata_test.parquet where there is a test split
     metadata_images.npy   the pixels of a CSV or parquet file, (N, H, W) uint8, one row an image, to be memory-mapped
-    metadata_skipped.csv  what was left out: path (relative to the data root, or FILE:ROW, rows counted from 0), reason
+    metadata_skipped.csv  what was left out: path (below the data root; of --crop the photo's; or FILE:ROW, from 0), reason
 
 Columns: path, index, label, valence, arousal, landmarks, split, source; with --ferplus also votes_<label>. The file's own
 metadata, under the key "fer", is JSON: label set, seed, layout, data root, split_id and more (see `file_metadata`).

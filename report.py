@@ -60,7 +60,8 @@ def keep_run(run: Path, target: Path) -> None:
     missing = [name for name in REQUIRED if not (run / name).is_file()]
     if missing:
         raise ReportError(
-            f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run}"
+            f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run} "
+            "(--split val where the test split is to be left alone)"
         )
     try:
         quoted = quoted_split(run)

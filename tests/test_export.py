@@ -155,18 +155,23 @@ def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path, ca
         np.testing.assert_allclose(eight.model(images).logits, softened, atol=1e-5)
 
 
-def test_without_a_validation_split_nothing_is_fitted(trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a.onnx"
-    assert export.main([str(trained), str(out)]) == 0  # the folder's own parquet files, if any, are of another split
-    assert OnnxNetwork(out).temperatures == {"logits": 1.0}
+def test_without_a_validation_split_nothing_is_fitted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, alone = tmp_path / "a.onnx", shutil.copy(trained / "best.pth", tmp_path)  # without a record of its training
+    assert export.main([str(alone), str(out)]) == 0  # the folder's own parquet files, if any, are of another split
+    assert OnnxNetwork(out).temperatures == {"logits": 1.0} and OnnxNetwork(out).info["epochs"] is None
+    assert "temperatures: none, for want of validation pictures" in capsys.readouterr().out
 
 
-def test_the_parquets_of_this_folder_are_used_by_themselves(
+def test_the_parquets_of_the_run_or_of_this_folder_are_used_by_themselves(
     trained: Path, exported: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(drawn)
-    assert export.main([str(trained), str(tmp_path / "a.onnx")]) == 0
-    assert OnnxNetwork(tmp_path / "a.onnx").temperatures == OnnxNetwork(exported).temperatures
+    alone = shutil.copy(trained / "best.pth", tmp_path)
+    for folder, source in ((tmp_path, trained), (drawn, alone)):
+        monkeypatch.chdir(folder)
+        assert export.main([str(source), str(tmp_path / "a.onnx")]) == 0
+        assert OnnxNetwork(tmp_path / "a.onnx").temperatures == OnnxNetwork(exported).temperatures
 
 
 def test_every_kind_of_file_is_scored_for_itself(
@@ -244,7 +249,8 @@ def test_what_cannot_be_exported(
     assert "not found" in error_of(capsys, tmp_path / "none.pth")
     assert "must end in .onnx" in error_of(capsys, trained, tmp_path / "a.pth")
     assert "an ONNX file already" in error_of(capsys, exported)
-    assert "give --train_meta" in error_of(capsys, trained, tmp_path / "a.onnx", "--int8")
+    alone = shutil.copy(trained / "best.pth", tmp_path)  # without a record of its training
+    assert "give --train_meta" in error_of(capsys, alone, tmp_path / "a.onnx", "--int8")
     assert "none.parquet not found" in error_of(capsys, trained, "--train_meta", tmp_path / "none.parquet")
     assert "--calibration" in error_of(capsys, trained, "--int8", "--calibration", "0", *metas(drawn))
     train_meta, val_meta = metas(drawn)[1::2]

@@ -63,6 +63,7 @@ def test_what_another_verb_needs_is_indexed_with_the_votes(folder: Path) -> None
     calls = make(folder, "train", "RECIPE=fernet_votes", "DATA=a.csv", "FERPLUS=b.csv", "EXP=x")
     assert calls == ["metadata_parallel.py --data a.csv --ferplus b.csv", "train.py --recipe fernet_votes --exp x"]
     assert make(folder, "train", "EXP=y") == ["train.py --model lightcnn --exp y"]  # what is there is not built again
+    assert make(folder, "metadata", "DATA=a", FERPLUS="the tests'") == ["metadata_parallel.py --data a"]
 
 
 def test_scoring_trains_what_was_named(folder: Path) -> None:
@@ -86,11 +87,12 @@ def test_members_of_an_ensemble_are_not_scored_on_the_test_split(folder: Path) -
     calls = make(folder, "student", "RECIPE=BEST", "SEEDS=40 41", "ARGS2=--mixup 0.1")
     assert calls == [
         scoring,
-        "evaluate.py runs/BEST_seed40 runs/BEST_seed41 --tta flip --meta metadata_train.parquet --out runs/teacher_BEST",
-        "train.py --recipe BEST --no-score_test --teacher runs/teacher_BEST/predictions.parquet --mixup 0.1 "
-        "--exp student_BEST_seed42",
-        "evaluate.py runs/student_BEST_seed42 --split val",
-        f"evaluate.py runs/student_BEST_seed42 {views} --out runs/student",
+        "evaluate.py runs/BEST_seed40 runs/BEST_seed41 --tta flip --meta metadata_train.parquet "
+        "--out runs/teacher_BEST_40-41",
+        "train.py --recipe BEST --no-score_test --teacher runs/teacher_BEST_40-41/predictions.parquet --mixup 0.1 "
+        "--exp student_BEST_40-41_seed42",
+        "evaluate.py runs/student_BEST_40-41_seed42 --split val",
+        f"evaluate.py runs/student_BEST_40-41_seed42 {views} --out runs/student",
     ]
 
 
@@ -109,7 +111,7 @@ def test_both_phases_and_what_they_want(folder: Path) -> None:
     data = "--train_meta runs/{0}/data/metadata_train.parquet --val_meta runs/{0}/data/metadata_val.parquet"
     assert calls == [
         "metadata_parallel.py --data a --out runs/x_1/data",
-        "metadata_parallel.py --data b --out runs/x/data",
+        "metadata_parallel.py --data b --label_set fer7 --out runs/x/data",
         f"train.py --recipe two_phase_1 {data.format('x_1')} --img_size 48 --lr 1 --exp x_1",
         f"train.py --recipe resnet34_attention --init runs/x_1/best.pth {data.format('x')} --img_size 48 --exp x",
     ]
