@@ -41,12 +41,14 @@ from inference import (
     run_views,
     soften,
 )
-from labels import LABEL_SETS, LabelSet, remap, without_source
+from labels import LABEL_SETS, MERGES, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ModelError, choose_device, load_checkpoint
 
 # Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
-MADE_BY = ("sha256", "split_id", "label_set", "views", "logit_adjust", "temperature")
+MADE_BY = (
+    "sha256", "split_id", "model", "label_set", "members", "parameters", "epoch", "views", "logit_adjust", "temperature"
+)  # fmt: skip
 
 
 class EvaluationError(Exception):
@@ -294,7 +296,7 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise EvaluationError("one network is named twice – an ensemble has several")
-    if path.name == "last.pth" and (path.parent / "best.pth").is_file():
+    if len(checkpoints) == 1 and path.name == "last.pth" and (path.parent / "best.pth").is_file():
         own = own or "last.pth, which is not of the chosen epoch,"
     if theirs and len(checkpoints) > 1:
         raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
@@ -381,6 +383,11 @@ def choose_steps(
         return steps
     val_meta = meta.with_name("metadata_val.parquet")
     split_of(val_meta, "val")
+    indexed = LABEL_SETS[read_metadata(val_meta)[1]["label_set"]]
+    if len(set(remap(steps.source, indexed)) - {None}) < len(steps.source) and indexed.name in MERGES:
+        raise EvaluationError(
+            f"{val_meta} has merged classes of {steps.source.name} – index with that --label_set to calibrate"
+        )
     check_belongs(members[0], checkpoint, val_meta, cross_dataset=False)
 
     views, _ = predict_rows(members, meta=val_meta, labels=steps.source, **loading)
@@ -474,7 +481,8 @@ def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
     """Remove the files of the other split from a folder where they are of another network, or were scored in another way."""
     for path in out.glob("metrics_*.json"):
         others = json.loads(path.read_text(encoding="utf-8"))
-        if any(others.get(key) != values.get(key) for key in MADE_BY):
+        older = "sha256" not in others  # than that key
+        if any(others.get(key) != values.get(key) for key in MADE_BY[older:]):
             split = path.stem.removeprefix("metrics_")
             print(f"{path} and what belongs to it was made in another way, and is removed")
             for name in (path.name, f"classification_report_{split}.txt", *(f"{stem}_{split}.png" for stem in PICTURES)):
@@ -487,14 +495,15 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     For an ensemble the members' histories one after another, and of each its command and chosen epoch. None where one has no
     record; that of the run's own folder stays as it is.
     """
-    if any(path.parent.resolve() == out.resolve() for path in checkpoints):
-        return
     epochs = [member.info.get("epoch") for member in members]
     found = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
     folders = [run for run in found if run is not None]
+    if any(run.resolve() == out.resolve() for run in [*folders, *(path.parent for path in checkpoints)]):
+        return
     for name in ("run.json", "history.jsonl", "training_history.png"):  # of an earlier scoring
         (out / name).unlink(missing_ok=True)
     if len(folders) < len(found):
+        print(f"note: the record of the training of {checkpoints[found.index(None)]} is not here, so none is written")
         return
     records = [record_of(run) for run in folders]
     scored = shlex.join(["python", "evaluate.py", *argv])
@@ -520,11 +529,11 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
 
 def record_folder(path: Path, member: Checkpoint) -> Path | None:
     """Where the record of a network's training is, if anywhere: beside the checkpoint, or, of a file that was put elsewhere
-    and of an ONNX file, in runs/<exp>, unless that is of another training or has gone on since."""
+    and of an ONNX file, in runs/<exp>, unless that is of another training, or went on after the ONNX file was made."""
     beside, run = path.parent, Path("runs") / str(member.info.get("exp"))
     if (beside / "run.json").is_file() and path.suffix.lower() != ".onnx":
         return beside
-    known = ("recipe", "model", "seed", *(["epochs"] if path.suffix.lower() == ".onnx" else []))
+    known = ("recipe", "model", "seed", *(["epochs"] if member.info.get("epochs") is not None else []))
     for folder in (beside, run):
         args = record_of(folder).get("args")
         if args is not None and all(args.get(key) == member.info.get(key) for key in known):
@@ -533,9 +542,12 @@ def record_folder(path: Path, member: Checkpoint) -> Path | None:
 
 
 def record_of(run: Path) -> dict[str, Any]:
-    """The contents of a run folder's run.json, none where it has none."""
+    """The contents of a run folder's run.json, none where it has none. Raises EvaluationError where it is damaged."""
     path = run / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{path} is damaged ({error}) – remove it, or put back a whole one") from error
 
 
 def history_lines(run: Path) -> list[str]:
@@ -645,8 +657,9 @@ def main(argv: list[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is known before the work
         views, dataset = predict_rows(members, meta=meta, labels=target, **loading)
         joined = average([average(member) for member in views])
-        if not np.isfinite(joined.probabilities).all():
-            raise EvaluationError(f"{checkpoints[0]} answers with no numbers: its weights are damaged – train it again")
+        for path, member in zip(checkpoints, views, strict=True):
+            if not all(np.isfinite(view.probabilities).all() for view in member):
+                raise EvaluationError(f"{path} answers with no numbers: its weights are damaged – train it again")
         said = steps(joined)
         more: dict[str, Any] = {"sha256": " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)}
         if steps.tau is not None:

@@ -5,8 +5,8 @@ is written only where its answers equal the checkpoint's to 1e-4 (float32); with
 reported for all and temperatures are fitted.
 
     python export.py runs/lightcnn
-    python export.py runs/lightcnn weights/lightcnn.onnx --half          # weights stored in half precision
-    python export.py runs/lightcnn weights/lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
+    python export.py runs/lightcnn lightcnn.onnx --half          # weights stored in half precision
+    python export.py runs/lightcnn lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
 """
 
 import json

@@ -2,7 +2,7 @@
 
 `export.py` writes such files, `predict.py` uses them; `models.load_checkpoint` puts one in the place of a checkpoint.
 
-    python -c "import onnx_network; print(onnx_network.OnnxNetwork('weights/lightcnn.onnx').heads)"
+    python -c "import onnx_network; print(onnx_network.OnnxNetwork('weights/fernet_votes.onnx').heads)"
 """
 
 import json

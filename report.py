@@ -31,6 +31,9 @@ OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", *PICTURES[:-1])
 KEPT = ("run.json", "history.jsonl", "metrics_val.json", "metrics_test.json", *OF_ONE_SPLIT, "training_history.png")
 REQUIRED = ("run.json", "history.jsonl", "metrics.json")
 
+# Of metrics.json: what runs of one variant also share, besides their settings.
+OF_ONE_VARIANT = ("members", "parameters", "split_id")
+
 # The classes that a label set's networks find hardest, by the document of each.
 TOUGH = {
     "fer7": ("f1_disgust", "f1_fear", "recall_fear"),
@@ -142,6 +145,10 @@ def check_alike(groups: Sequence[study.Group]) -> None:
         first_run = group.runs[0]
         for run in group.runs:
             one = "they are not one variant – rename its folder under runs/ and results/"
+            for key in OF_ONE_VARIANT:
+                if run.values.get(key) != first_run.values.get(key):
+                    theirs = f"{first_run.name} {first_run.values.get(key)}"
+                    raise ReportError(f"{run.name} has {key} {run.values.get(key)}, {theirs}: {one}")
             if len(run.phases) != len(first_run.phases):
                 raise ReportError(f"of {run.name} and {first_run.name} one goes on from another kept run: {one}")
             for phase, first_phase in zip(run.phases, first_run.phases, strict=True):
@@ -157,11 +164,7 @@ def check_alike(groups: Sequence[study.Group]) -> None:
                 )
         scored = {
             run.name: ", ".join(
-                [
-                    run.values["label_set"],
-                    f"{run.values['split']} ({run.values['rows']} rows of {run.values.get('split_id')})",
-                ]
-                + [f"{members} members" for members in [run.values.get("members", 1)] if members > 1]
+                [run.values["label_set"], run.values["split"]]
                 + ["logits adjusted"] * (run.values.get("logit_adjust") is not None)
                 + [f"mean of {views} views" for views in [run.values.get("views")] if views]
             )
@@ -414,6 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as before:
         new: list[Path] = []
+        done = False
         try:
             for run in args.runs:
                 target = args.results / run.resolve().name
@@ -422,14 +426,16 @@ def main(argv: list[str] | None = None) -> int:
                 new.append(target)
                 keep_run(run, target)
             count = write_results(args.results, args.out)
-            print("".join(f"kept: {folder}\n" for folder in new) + f"{args.out}: runs in it: {count}")
+            done = True
         except (ReportError, OSError) as error:
-            for folder in new:  # as it was, or no report could be written
-                shutil.rmtree(folder, ignore_errors=True)
-                if (Path(before) / folder.name).is_dir():
-                    shutil.copytree(Path(before) / folder.name, folder)
             print(f"report.py: {line_of(error)}", file=sys.stderr)
             return 2
+        finally:
+            for folder in [] if done else new:  # as it was, or no report could be written
+                shutil.rmtree(folder, ignore_errors=True)
+                if (Path(before) / folder.name).is_dir():
+                    shutil.copytree(Path(before) / folder.name, folder, dirs_exist_ok=True)
+    print("".join(f"kept: {folder}\n" for folder in new) + f"{args.out}: runs in it: {count}")
     return 0
 
 

@@ -373,8 +373,10 @@ def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
     assert evaluate.main([str(scored), *meta]) == 0
     figures = metrics_of(out)
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["scored"].startswith("python evaluate.py")
-    for more, stays in (({}, True), ({"views": 10}, False)):
-        (out / "metrics_test.json").write_text(json.dumps(figures | {"split": "test"} | more), encoding="utf-8")
+    older = {key: value for key, value in figures.items() if key != "sha256"}  # kept before there was that key
+    for told in (figures, older, older | {"epoch": 9}, figures | {"views": 10}):
+        stays = told in (figures, older)
+        (out / "metrics_test.json").write_text(json.dumps(told | {"split": "test"}), encoding="utf-8")
         for name in ("confusion_matrix_test.png", "metadata_test.parquet"):  # the second is no figure
             (out / name).touch()
         assert evaluate.main([str(scored), *meta]) == 0
@@ -410,6 +412,19 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(evaluate.EvaluationError, match="holds the figures of another scoring"):
         evaluate.output_folder([Path("weights/votes.onnx")], None, own=None)
     assert evaluate.output_folder([Path("weights/votes.onnx")], Path("runs/votes"), own=None) == Path("runs/votes")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_damaged_weights_have_no_figures(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = (
+        write_checkpoint(tmp_path / name, labels=LABEL_SETS["fer7"], split_id=split_id_of(pixels))
+        for name in ("a.pth", "b.pth")
+    )
+    contents = torch.load(bad, weights_only=True)
+    contents["state_dict"]["classifier.bias"][2] = math.nan
+    torch.save(contents, bad)
+    error = error_of(capsys, good, bad, "--meta", str(pixels / "metadata_val.parquet"), "--out", str(tmp_path / "out"))
+    assert "b.pth answers with no numbers" in error
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -677,3 +692,9 @@ def test_the_record_of_an_onnx_file_is_that_of_its_run(tmp_path: Path, monkeypat
         assert (out / "run.json").is_file() is there
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert (record["command"], record["scored"]) == ("a", "python evaluate.py weights/x.onnx")
+    own = Path("runs/a")  # into the folder of the training itself: its record stays as it is
+    evaluate.write_record([Path("weights/x.onnx")], [member], own, ["weights/x.onnx"])  # type: ignore[list-item]
+    assert evaluate.record_of(own) == {"args": args | {"seed": 1}, "command": "a"}
+    (own / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(evaluate.EvaluationError, match="is damaged"):
+        evaluate.record_of(own)

@@ -156,11 +156,13 @@ def test_both_heads_of_a_network_are_in_its_file(voted: Path, tmp_path: Path, ca
 
 
 def test_without_a_validation_split_nothing_is_fitted(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, alone = tmp_path / "a.onnx", shutil.copy(trained / "best.pth", tmp_path)  # without a record of its training
     assert export.main([str(alone), str(out)]) == 0  # the folder's own parquet files, if any, are of another split
     assert OnnxNetwork(out).temperatures == {"logits": 1.0} and OnnxNetwork(out).info["epochs"] is None
+    planned = json.loads((trained / "run.json").read_text(encoding="utf-8"))["args"]["epochs"]
+    assert OnnxNetwork(exported).info["epochs"] == planned > 0
     assert "temperatures: none, for want of validation pictures" in capsys.readouterr().out
 
 

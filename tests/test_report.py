@@ -327,19 +327,23 @@ def test_a_gpu_and_an_adjustment_are_named(tmp_path: Path) -> None:
     assert cells_of(text, "[E0]")[0].endswith("cross-entropy, logits adjusted by τ 0.5")
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}, {"views": 2}, {"split_id": "b"}, {"rows": 800},
-        {"members": 3},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("other", [{"split": "val"}, {"label_set": "fer4"}, {"logit_adjust": 1.0}, {"views": 2}])
 def test_no_mean_of_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]) -> None:
     keep_made_up(tmp_path / "results", E0_seed40={}, E0_seed41=other)
     assert written(tmp_path) == 2
     error = capsys.readouterr().err
     assert "E0_seed40 is scored on fer7, test" in error and "python evaluate.py runs/E0_seed41" in error
     assert error.count("\n") == 1 and not (tmp_path / "RESULTS.md").exists()
+
+
+@pytest.mark.parametrize("other", [{"split_id": "b"}, {"members": 3}, {"parameters": 7}])
+def test_no_mean_of_other_pictures_or_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]
+) -> None:
+    keep_made_up(tmp_path / "results", E0_seed40={}, E0_seed41=other)
+    assert written(tmp_path) == 2
+    ((key, value),) = other.items()
+    assert f"E0_seed41 has {key} {value}, E0_seed40 None: they are not one variant" in capsys.readouterr().err
 
 
 def test_what_stands_beside_the_figures(tmp_path: Path) -> None:
