@@ -657,8 +657,8 @@ def main(argv: list[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is known before the work
         views, dataset = predict_rows(members, meta=meta, labels=target, **loading)
         joined = average([average(member) for member in views])
-        for path, member in zip(checkpoints, views, strict=True):
-            if not all(np.isfinite(view.probabilities).all() for view in member):
+        for path, answers in zip(checkpoints, views, strict=True):
+            if not all(np.isfinite(view.probabilities).all() for view in answers):
                 raise EvaluationError(f"{path} answers with no numbers: its weights are damaged – train it again")
         said = steps(joined)
         more: dict[str, Any] = {"sha256": " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)}
