@@ -50,7 +50,7 @@ from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork, head_for
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-DEFAULT_MODEL = "lightcnn"
+DEFAULT_MODEL = "fernet_votes"
 BATCH_PICTURES = 32  # that are read before their faces go through the network
 BATCH_FACES = 64  # that go through it together
 
@@ -63,7 +63,7 @@ def shipped() -> dict[str, Path]:
 
 def network_file(model: str | os.PathLike[str]) -> Path:
     """The file of a network that is given by its name where it is a shipped one, by its path, or by its run folder (one that
-    is called as a shipped network is ./lightcnn or runs/lightcnn). Raises ModelError."""
+    is called as a shipped network is ./fernet_votes or runs/fernet_votes). Raises ModelError."""
     known = shipped()
     if str(model) in known:
         return known[str(model)]

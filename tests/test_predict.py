@@ -354,14 +354,14 @@ def test_shipped_networks_by_name(
         assert answer_json(capsys, pictures / "small.png", "--model", name) == answer_json(
             capsys, pictures / "small.png", "--model", path
         )
-    (tmp_path / "lightcnn").mkdir()  # a run of that name is ./lightcnn
+    (tmp_path / "fernet_votes").mkdir()  # a run of that name is ./fernet_votes
     monkeypatch.chdir(tmp_path)
-    assert predict.network_file("lightcnn") == predict.shipped()["lightcnn"]
-    assert predict.network_file("./lightcnn") == Path("lightcnn/best.pth")
-    for name in ("fernot", "elsewhere/lightcnn"):  # the second is a path of no file, not a name
+    assert predict.network_file("fernet_votes") == predict.shipped()["fernet_votes"]
+    assert predict.network_file("./fernet_votes") == Path("fernet_votes/best.pth")
+    for name in ("fernot", "elsewhere/fernet_votes"):  # the second is a path of no file, not a name
         assert predict.main([str(pictures / "small.png"), "--model", name]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"predict.py: {name} is neither a file nor a shipped network (which are: lightcnn")
+        assert said.startswith(f"predict.py: {name} is neither a file nor a shipped network (which are: fernet_votes")
 
 
 def test_damaged_weights_give_no_answer(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
