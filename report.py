@@ -19,14 +19,21 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import figures
 import study
 from command_line import Parser, line_of
 from evaluate import write_text
 from labels import LABEL_SETS
 from recipes import BASE, DOCUMENTED
 
-PICTURES = (*(f"{stem}.png" for stem in figures.PICTURES if stem != "misclassified"), "training_history.png")  # no faces
+PICTURES = (  # without misclassified.png: it shows faces
+    "confusion_matrix.png",
+    "misclassification_heatmap.png",
+    "confusion_residuals.png",
+    "per_class.png",
+    "affect_scatter.png",
+    "affect_plane.png",
+    "training_history.png",
+)
 OF_ONE_SPLIT = ("metrics.json", "classification_report.txt", *PICTURES[:-1])
 KEPT = ("run.json", "history.jsonl", "metrics_val.json", "metrics_test.json", *OF_ONE_SPLIT, "training_history.png")
 REQUIRED = ("run.json", "history.jsonl", "metrics.json")
@@ -228,10 +235,10 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
     notes: list[str] = []
     for group in groups:
         document = DOCUMENTED.get(group.name)
-        theirs_of = document.figures if document else {}
-        tough = [key for key in theirs_of if key not in ("accuracy", "macro_f1")]
-        overall = f"{said(theirs_of.get('accuracy'))} / {said(theirs_of.get('macro_f1'))}" if theirs_of else "–"
-        theirs = ", ".join([overall, *(f"{score_name(key)} {said(theirs_of[key])}" for key in tough)])
+        figures = document.figures if document else {}
+        tough = [key for key in figures if key not in ("accuracy", "macro_f1")]
+        overall = f"{said(figures.get('accuracy'))} / {said(figures.get('macro_f1'))}" if figures else "–"
+        theirs = ", ".join([overall, *(f"{score_name(key)} {said(figures[key])}" for key in tough)])
         if document and document.note:
             notes.append(f"<sup>{len(notes) + 1}</sup> {group.name}: {document.note}.\n")
             theirs += f"<sup>{len(notes)}</sup>"
