@@ -113,18 +113,19 @@ def write_pictures(
 
     `counts` (C, C) and `pattern` are those of metrics, `scores` the flat figures, the other arrays and `image` as below.
     """
-    plots: tuple[Callable[..., None], ...] = (
-        partial(plot_confusion_matrix, counts, names),
-        partial(plot_misclassification_heatmap, counts, names),
-        partial(plot_confusion_residuals, pattern, names),
-        partial(plot_per_class, scores, counts.sum(axis=1), names),
-        partial(plot_misclassified, image, y_true, probabilities, names),
-        partial(plot_affect_scatter, affect_true, affect_pred, scores),
-        partial(plot_affect_plane, affect_true, affect_pred, y_true, names),
-    )
-    for stem, plot in zip(PICTURES, plots, strict=True):
+    pictures: dict[str, Callable[..., None]] = {
+        "confusion_matrix": partial(plot_confusion_matrix, counts, names),
+        "misclassification_heatmap": partial(plot_misclassification_heatmap, counts, names),
+        "confusion_residuals": partial(plot_confusion_residuals, pattern, names),
+        "per_class": partial(plot_per_class, scores, counts.sum(axis=1), names),
+        "misclassified": partial(plot_misclassified, image, y_true, probabilities, names),
+        "affect_scatter": partial(plot_affect_scatter, affect_true, affect_pred, scores),
+        "affect_plane": partial(plot_affect_plane, affect_true, affect_pred, y_true, names),
+    }
+    for stem in PICTURES:
         also = [f"ConfusionMatrix_{model_name}.png"] if stem == "confusion_matrix" else []
-        plot(title=title, paths=[folder / name for name in (f"{stem}.png", f"{stem}_{split}.png", *also)])
+        paths = [folder / name for name in (f"{stem}.png", f"{stem}_{split}.png", *also)]
+        pictures[stem](title=title, paths=paths)
 
 
 # Classes
