@@ -196,8 +196,10 @@ class Table:
             self.done, self.failed = int(noted["done"]), int(noted["failed"])
         except (ValueError, KeyError, TypeError) as error:
             raise TableError(f"{self.note} is damaged – {remove}") from error
-        if call != self.call:
-            raise TableError(f"{self.path} was begun with other pictures or settings – call it as before, or {remove}")
+        other = ", ".join(key for key in self.call if self.call[key] != call.get(key))
+        if other:
+            then = f"other {other} (--model {call.get('model')})"
+            raise TableError(f"{self.path} was begun with {then} – call it as before, or {remove}")
         if not self.file_path.is_file() or self.file_path.stat().st_size < size:
             raise TableError(f"{self.file_path} is shorter than it was – {remove}")
         return size

@@ -489,13 +489,13 @@ def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
                 (out / name).unlink(missing_ok=True)
 
 
-def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, argv: Sequence[str]) -> None:
-    """Put the record of the training beside figures that were scored in another way than it does, with the command of that.
+def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, command: str) -> None:
+    """Put the record of the training beside what `command` made of it: figures that were scored in another way than the
+    training does, or a mean of weights.
 
-    For an ensemble the members' histories one after another, and of each its command and chosen epoch. None where one has no
-    record; that of the run's own folder stays as it is.
+    For several the members' histories one after another, and of each its command and chosen epoch, or epochs, where they are
+    of one run. None where one has no record; that of the run's own folder stays as it is.
     """
-    epochs = [member.info.get("epoch") for member in members]
     found = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
     folders = [run for run in found if run is not None]
     if any(run.resolve() == out.resolve() for run in [*folders, *(path.parent for path in checkpoints)]):
@@ -505,10 +505,13 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     if len(folders) < len(found):
         print(f"note: the record of the training of {checkpoints[found.index(None)]} is not here, so none is written")
         return
+    epochs: dict[Path, list[Any]] = {}
+    for run, member in zip(folders, members, strict=True):
+        epochs.setdefault(run, []).append(member.info.get("epoch"))
+    folders = list(epochs)
     records = [record_of(run) for run in folders]
-    scored = shlex.join(["python", "evaluate.py", *argv])
-    if len(records) == 1:
-        record = records[0] | {"scored": scored}
+    if len(members) == 1:
+        record = records[0] | {"scored": command}
         if (folders[0] / "training_history.png").is_file():
             shutil.copyfile(folders[0] / "training_history.png", out / "training_history.png")
     else:
@@ -517,12 +520,13 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
         }
         shared["votes_weight"] = max(r["args"].get("votes_weight", 0.0) for r in records)  # whether any has learnt from them
         trained: list[dict[str, Any]] = [
-            {"name": run.name, "epoch": epoch, "epochs": len(history_lines(run)), "resumed": []}
+            {"name": run.name, "epoch": ", ".join(map(str, epochs[run])) if len(epochs[run]) > 1 else epochs[run][0]}
+            | {"epochs": len(history_lines(run)), "resumed": []}
             | {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
-            for run, record, epoch in zip(folders, records, epochs, strict=True)
+            for run, record in zip(folders, records, strict=True)
         ]
         record = {key: value for key, value in records[0].items() if key not in ("resumed", "earlier_machines")}
-        record |= {"command": scored, "args": shared, "members": trained}
+        record |= {"command": command, "args": shared, "members": trained}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
@@ -676,7 +680,7 @@ def main(argv: list[str] | None = None) -> int:
             seen = seen_in_training(dataset, meta.with_name("metadata_train.parquet"))
             more |= unseen_scores(said, seen, target.names)
         values, text = evaluate(said, dataset, members, split=split, out=out, more=more)
-        write_record(checkpoints, members, out, argv)
+        write_record(checkpoints, members, out, shlex.join(["python", "evaluate.py", *argv]))
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"evaluate.py: {line_of(error)}", file=sys.stderr)
         return 2

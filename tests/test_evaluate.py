@@ -688,12 +688,12 @@ def test_the_record_of_an_onnx_file_is_that_of_its_run(tmp_path: Path, monkeypat
     for exp, seed, epochs, there in (("b", 1, 60, False), ("none", 1, 60, False), ("a", 1, 30, False), ("a", 1, 60, True)):
         info = {"exp": exp, "recipe": "r", "model": "lightcnn", "seed": seed, "epoch": 3, "epochs": epochs}
         member = types.SimpleNamespace(info=info)
-        evaluate.write_record([Path("weights/x.onnx")], [member], out, ["weights/x.onnx"])  # type: ignore[list-item]
+        evaluate.write_record([Path("weights/x.onnx")], [member], out, "score it")  # type: ignore[list-item]
         assert (out / "run.json").is_file() is there
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert (record["command"], record["scored"]) == ("a", "python evaluate.py weights/x.onnx")
+    assert (record["command"], record["scored"]) == ("a", "score it")
     own = Path("runs/a")  # into the folder of the training itself: its record stays as it is
-    evaluate.write_record([Path("weights/x.onnx")], [member], own, ["weights/x.onnx"])  # type: ignore[list-item]
+    evaluate.write_record([Path("weights/x.onnx")], [member], own, "score it")  # type: ignore[list-item]
     assert evaluate.record_of(own) == {"args": args | {"seed": 1}, "command": "a"}
     (own / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(evaluate.EvaluationError, match="is damaged"):

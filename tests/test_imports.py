@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "fer_transform",
         "inference",
     },
+    "average": {"models", "evaluate"},
     "recipes": set(),
     "settings": {"labels", "backbones", "models", "losses", "fer_transform", "recipes"},
     "train": {

@@ -721,7 +721,7 @@ def test_an_interrupted_table_is_gone_on_with(
     assert predict.main([*flags, str(cut)]) == 2
     assert "go on with --resume" in capsys.readouterr().err
     assert predict.main([*flags, str(cut), "--resume", "--detector", "none"]) == 2
-    assert "other pictures or settings" in capsys.readouterr().err
+    assert f"begun with other detector (--model {checkpoint}) – call it as before" in capsys.readouterr().err
     capsys.readouterr()
     late = album / "a_later.png"  # among those that are whole, from the second note on
     late.write_bytes((album / "c.png").read_bytes())
