@@ -25,6 +25,7 @@ import numpy as np
 
 BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
+CUT = "\0"  # what a line of CSV lacks
 EXPLAINED_PX = 240  # side of a face
 FOR_COLOUR, AGAINST_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
 JPEG_MAX_PX = 65_500  # of a side
@@ -263,7 +264,8 @@ def header_of(path: Path) -> list[str]:
 
 
 def pictures_in(path: Path) -> Iterator[tuple[str, bool]]:
-    """The pictures of a complete table, in order, and whether each could not be read."""
+    """The pictures of a complete table, in order, and whether each could not be read. Raises TableError for a CSV of which
+    lines are cut."""
     with ExitStack() as files:
         lines: Iterator[dict[str, Any]]
         if path.suffix.lower() == ".parquet":
@@ -273,9 +275,12 @@ def pictures_in(path: Path) -> Iterator[tuple[str, bool]]:
             batches = table.iter_batches(columns=["picture", "path", "error"])
             lines = (line for batch in batches for line in batch.to_pylist())
         else:
-            lines = csv.DictReader(files.enter_context(path.open(newline="", encoding="utf-8", errors="replace")))
+            file = files.enter_context(path.open(newline="", encoding="utf-8", errors="replace"))
+            lines = csv.DictReader(file, restval=CUT)
         for _, faces in itertools.groupby(lines, key=itemgetter("picture")):
-            first = next(faces)
+            first, *others = faces
+            if any(face["error"] == CUT for face in (first, *others)):
+                raise TableError(f"{path} is cut short – remove it, or give another name")
             yield first["path"], bool(first["error"])
 
 

@@ -59,15 +59,17 @@ def main(argv: list[str] | None = None) -> int:
     paths = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
     target = args.out / "best.pth"
     try:
-        if args.out.exists():
+        if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ModelError(f"{args.out} is there already – remove it, or give another --out")
-        if len({path.resolve() for path in paths}) < 2:
+        if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
             raise ModelError("a mean wants two checkpoints or more, each named once")
         if onnx := [path for path in paths if path.suffix.lower() == ".onnx"]:
             raise ModelError(f"{onnx[0]} is an ONNX file – give checkpoints: best.pth")
         members = [load_checkpoint(path) for path in paths]
-        save_checkpoint(target, average(members, paths) | {"exp": args.out.name})
+        contents = average(members, paths) | {"exp": args.out.name}
+        args.out.mkdir(parents=True, exist_ok=True)
         write_record(paths, members, args.out, shlex.join(["python", "average.py", *argv]))
+        save_checkpoint(target, contents)
     except (EvaluationError, ModelError, OSError) as error:
         print(f"average.py: {line_of(error)}", file=sys.stderr)
         return 2

@@ -296,8 +296,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise EvaluationError("one network is named twice – an ensemble has several")
-    if len(checkpoints) == 1 and path.name == "last.pth" and (path.parent / "best.pth").is_file():
-        own = own or "last.pth, which is not of the chosen epoch,"
+    if theirs and path.name != "best.pth" and (path.parent / "best.pth").is_file():
+        own = own or f"{path.name}, which is not the run's best.pth,"
     if theirs and len(checkpoints) > 1:
         raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
     if own is not None and (out is None or theirs):
@@ -480,7 +480,10 @@ def evaluate(
 def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
     """Remove the files of the other split from a folder where they are of another network, or were scored in another way."""
     for path in out.glob("metrics_*.json"):
-        others = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            others = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            others = {}
         older = "sha256" not in others  # than that key
         if any(others.get(key) != values.get(key) for key in MADE_BY[older:]):
             split = path.stem.removeprefix("metrics_")
@@ -494,11 +497,12 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     training does, or a mean of weights.
 
     For several the members' histories one after another, and of each its command and chosen epoch, or epochs, where they are
-    of one run. None where one has no record; that of the run's own folder stays as it is.
+    of one run; a member that is a mean of weights comes after its own. None where one has no record; that of the run's own
+    folder stays as it is.
     """
     found = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
-    folders = [run for run in found if run is not None]
-    if any(run.resolve() == out.resolve() for run in [*folders, *(path.parent for path in checkpoints)]):
+    folders = [run.resolve() for run in found if run is not None]
+    if out.resolve() in [*folders, *(path.parent.resolve() for path in checkpoints)]:
         return
     for name in ("run.json", "history.jsonl", "training_history.png"):  # of an earlier scoring
         (out / name).unlink(missing_ok=True)
@@ -519,12 +523,12 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
         shared["votes_weight"] = max(r["args"].get("votes_weight", 0.0) for r in records)  # whether any has learnt from them
-        trained: list[dict[str, Any]] = [
-            {"name": run.name, "epoch": ", ".join(map(str, epochs[run])) if len(epochs[run]) > 1 else epochs[run][0]}
-            | {"epochs": len(history_lines(run)), "resumed": []}
-            | {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
-            for run, record in zip(folders, records, strict=True)
-        ]
+        trained: list[dict[str, Any]] = []
+        for run, record in zip(folders, records, strict=True):
+            chosen = epochs[run][0] if len(epochs[run]) == 1 else ", ".join(map(str, epochs[run]))
+            own = {"epoch": chosen, "epochs": len(history_lines(run))} if "members" not in record else {}
+            own |= {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
+            trained += [*record.get("members", []), {"name": run.name, "resumed": []} | own]
         record = {key: value for key, value in records[0].items() if key not in ("resumed", "earlier_machines")}
         record |= {"command": command, "args": shared, "members": trained}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")

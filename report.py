@@ -116,12 +116,14 @@ def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def portable(text: str) -> str:
-    """An absolute path below the current folder as a relative one, any other cut to its name; other text as it is."""
+    """An absolute path below the current folder as a relative one, any other cut to its name, that of a run's checkpoint to
+    its last two; other text as it is."""
     if not (PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()):
         return text
     if Path(text).is_relative_to(Path.cwd()):
         return Path(text).relative_to(Path.cwd()).as_posix()
-    return PureWindowsPath(text).name or "."  # knows both kinds of slash
+    path = PureWindowsPath(text)  # knows both kinds of slash
+    return f"{path.parent.name}/{path.name}" if path.name in ("best.pth", "last.pth") else path.name or "."
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -156,6 +158,8 @@ def check_alike(groups: Sequence[study.Group]) -> None:
                 if run.values.get(key) != first_run.values.get(key):
                     theirs = f"{first_run.name} {first_run.values.get(key)}"
                     raise ReportError(f"{run.name} has {key} {run.values.get(key)}, {theirs}: {one}")
+            if run.averaged != first_run.averaged:
+                raise ReportError(f"of {run.name} and {first_run.name} one is a mean of weights: {one}")
             if len(run.phases) != len(first_run.phases):
                 raise ReportError(f"of {run.name} and {first_run.name} one goes on from another kept run: {one}")
             for phase, first_phase in zip(run.phases, first_run.phases, strict=True):

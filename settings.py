@@ -41,6 +41,11 @@ SIZE_STEP_PX = 8  # by which --first_size grows
 SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
+def checkpoint_file(text: str) -> str:
+    """The checkpoint that a path names; a run folder stands for its best.pth, by which report.py finds the run again."""
+    return str(Path(text) / "best.pth") if Path(text).is_dir() else text
+
+
 def build_parser(description: str | None = None) -> Parser:
     """The command line; what a recipe sets has its default from RECIPES."""
     parser = Parser(description)
@@ -80,9 +85,12 @@ def build_parser(description: str | None = None) -> Parser:
     flag("stem", choices=sorted(STEMS), help="first layers (default: stride2 for fernet, imagenet for ResNets)")
     flag("width", type=int, help="channels of fernet's first blocks")
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
-    flag("init", metavar="CKPT", help="start from this checkpoint, not --weights: backbone, and head by label name")
+    flag(
+        "init", metavar="CKPT", type=checkpoint_file,
+        help="start from this checkpoint, not --weights: backbone, and head by label name",
+    )  # fmt: skip
     flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
-    flag("vggface2_ckpt", default=VGGFACE2_CKPT, help="default: %(default)s")
+    flag("vggface2_ckpt", type=checkpoint_file, default=VGGFACE2_CKPT, help="default: %(default)s")
     flag(
         "vggface2_preprocess", choices=sorted(VGGFACE2_PREPROCESS), help="input that those weights want: bgr255 for Caffe's"
     )

@@ -76,10 +76,25 @@ class Run:
         return self.values["run"]["args"]
 
     @property
+    def averaged(self) -> bool:
+        """Whether its network is the mean of the weights of several checkpoints (average.py)."""
+        return "members" in self.values["run"] and self.values.get("members", 1) == 1
+
+    @property
+    def chosen_epochs(self) -> str:
+        """Phase by phase the chosen epoch of how many, where it has members, of each: "14 of 15 + 11 of 12"."""
+        return " + ".join(
+            ", ".join(f"{member['epoch']} of {member['epochs']}" for member in members if "epoch" in member)
+            if (members := phase.values["run"].get("members"))
+            else f"{phase.values['epoch']} of {len(phase.values['history'])}"
+            for phase in self.phases
+        )
+
+    @property
     def commands(self) -> list[str]:
-        """What was typed: the trainings of its phases or members and what resumed them, then its scoring where that was no
+        """What was typed: the trainings of its phases and members and what resumed them, then its scoring where that was no
         plain one."""
-        trainings = [*self.values["run"].get("members", []), *(phase.values["run"] for phase in self.phases)]
+        trainings = [run for phase in self.phases for run in (*phase.values["run"].get("members", []), phase.values["run"])]
         trained = [command for run in trainings for command in (run["command"], *run.get("resumed", []))]
         return trained + ([self.values["run"]["scored"]] if "scored" in self.values["run"] else [])
 
@@ -106,6 +121,7 @@ class Group:
             other = differing(phase.settings, recipe) if recipe else {}
             typed = " ".join(f"--{key} {value}" for key, value in other.items())
             more += f", {'here' if phase is first else phase.name} with {typed}" if other else ""
+        more += ", the mean of several checkpoints' weights" if self.runs[0].averaged else ""
         more += scored_how([run.values for run in self.runs])
         count = first.values.get("members", 1)
         if self.name in DOCUMENTED:
@@ -185,10 +201,11 @@ def variants(groups: Sequence[Group]) -> list[Group]:
     rows on which the first of them was."""
     wanted = {"model": "lightcnn", "label_set": LABELS.name, "split": "test"}
 
-    def belongs(values: dict[str, Any]) -> bool:
-        return values.get("members", 1) == 1 and "views" not in values and wanted.items() <= values.items()
+    def belongs(run: Run) -> bool:
+        plain = run.values.get("members", 1) == 1 and not run.averaged and "views" not in run.values
+        return plain and wanted.items() <= run.values.items()
 
-    found = [group for group in groups if all(belongs(run.values) for run in group.runs)]
+    found = [group for group in groups if all(belongs(run) for run in group.runs)]
     split_ids = [group.runs[0].values.get("split_id") for group in found]
     return [group for group, split_id in zip(found, split_ids, strict=True) if split_id == split_ids[0]]
 
@@ -206,18 +223,12 @@ def plus_minus(group: Group, key: str, *, sign: str = "Â±", undefined: str = "â€
 
 def chosen_epochs(group: Group) -> str:
     """The chosen epochs of the runs of how many, phase by phase: "23, 28, 28 of 30", "14 of 15 + 11 of 12"."""
-    if any("members" in run.values["run"] for run in group.runs):
-        return "; ".join(chosen_epochs_of_members(run) for run in group.runs)
     lengths = {tuple(len(phase.values["history"]) for phase in run.phases) for run in group.runs}
-    if len(lengths) > 1:  # each run by itself
-        return "; ".join(chosen_epochs(Group(run.name, (run,))) for run in group.runs)
+    members = any("members" in phase.values["run"] for run in group.runs for phase in run.phases)
+    if members or len(lengths) > 1:  # each run by itself
+        return "; ".join(run.chosen_epochs for run in group.runs)
     chosen = zip(*([str(phase.values["epoch"]) for phase in run.phases] for run in group.runs), strict=True)
     return " + ".join(f"{', '.join(epochs)} of {length}" for epochs, length in zip(chosen, lengths.pop(), strict=True))
-
-
-def chosen_epochs_of_members(run: Run) -> str:
-    """The chosen epochs of an ensemble's members, each of how many: "70 of 80, 75 of 80"."""
-    return ", ".join(f"{member['epoch']} of {member['epochs']}" for member in run.values["run"]["members"])
 
 
 def best_shown(groups: Sequence[Group], key: str) -> float | None:

@@ -319,7 +319,7 @@ def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, devic
     }
     path = folder / "run.json"
     if args.resume is not None and path.is_file():
-        first = json.loads(path.read_text(encoding="utf-8"))
+        first = evaluate.record_of(folder)
         contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
         earlier = [*first.get("earlier_machines", []), first["machine"]]
         contents |= {"earlier_machines": [machine for machine in earlier if machine != here]}

@@ -68,6 +68,7 @@ def test_what_has_no_mean_is_refused(run: Path, trained: Path, tmp_path: Path, c
     out = ["--out", tmp_path / "mean"]
     assert "two checkpoints or more" in error_of(capsys, run, *out)
     assert "two checkpoints or more" in error_of(capsys, run, run / "best.pth", *out)
+    assert "each named once" in error_of(capsys, run, run / "last.pth", run / "best.pth", *out)
     assert "not found" in error_of(capsys, run, tmp_path / "none.pth", *out)
     assert "is an ONNX file – give checkpoints" in error_of(capsys, run, "weights/fernet_votes.onnx", *out)
     other = tmp_path / "other.pth"
@@ -77,3 +78,8 @@ def test_what_has_no_mean_is_refused(run: Path, trained: Path, tmp_path: Path, c
         assert f"{other} has another {key} than {run / 'best.pth'}" in error_of(capsys, run, other, *out)
     assert not (tmp_path / "mean").exists()
     assert "is there already" in error_of(capsys, run, trained, "--out", run)
+    record = (run / "run.json").read_text(encoding="utf-8")
+    (run / "run.json").write_text("{", encoding="utf-8")
+    assert "run.json is damaged" in error_of(capsys, run, run / "last.pth", *out)
+    (run / "run.json").write_text(record, encoding="utf-8")
+    assert average.main([str(run), str(run / "last.pth"), "--out", str(tmp_path / "mean")]) == 0  # nothing was left behind

@@ -383,6 +383,8 @@ def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
         assert (out / "metrics_test.json").is_file() is (out / "confusion_matrix_test.png").is_file() is stays
     assert "was made in another way, and is removed" in capsys.readouterr().out
     assert (out / "metadata_test.parquet").is_file() and (out / "training_history.png").is_file()
+    (out / "metrics_test.json").write_text("{", encoding="utf-8")  # damaged
+    assert evaluate.main([str(scored), *meta]) == 0 and not (out / "metrics_test.json").exists()
     (out / "metrics_test.json").write_text(json.dumps(figures | {"split": "test"}), encoding="utf-8")
     alone = Path(shutil.copy(scored / "best.pth", tmp_path / "alone.pth"))  # a network without a record of its training
     contents = torch.load(alone, weights_only=True)
@@ -404,8 +406,13 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         evaluate.output_folder([Path("runs/a/best.pth")], None, own="--cross_dataset")
     Path("runs/b").mkdir(parents=True)
     Path("runs/b/best.pth").touch()
-    with pytest.raises(evaluate.EvaluationError, match="which is not of the chosen epoch, needs a folder of its own"):
+    with pytest.raises(
+        evaluate.EvaluationError, match=r"last\.pth, which is not the run.s best\.pth, needs a folder of its own"
+    ):
         evaluate.output_folder([Path("runs/b/last.pth")], None, own=None)
+    with pytest.raises(evaluate.EvaluationError, match=r"which is not the run.s best\.pth"):
+        evaluate.output_folder([Path("runs/b/best_int8.onnx")], Path("runs/b"), own=None)
+    assert evaluate.output_folder([Path("runs/b/best_int8.onnx")], None, own=None) == Path("runs/best_int8")
     assert evaluate.output_folder([Path("runs/b/last.pth")], Path("runs/last"), own=None) == Path("runs/last")
     Path("runs/votes").mkdir(parents=True)
     Path("runs/votes/run.json").write_text('{"scored": "python evaluate.py runs/a --tta flip"}', encoding="utf-8")

@@ -893,6 +893,13 @@ def test_a_complete_table_of_other_pictures_is_not_taken_for_this_call(
         flags = [str(folder), "--model", checkpoint, f"--{form}", str(tmp_path / f"a.{form}"), "--resume"]
         assert predict.main(flags) == 0 and predict.main(flags) == 0
         assert capsys.readouterr().out.endswith("complete already: nothing was read\n")
+        if form == "csv":  # a copy that broke off
+            whole = (tmp_path / "a.csv").read_bytes()
+            for place in (whole.rindex(b","), whole.rindex(b",") - 30):
+                (tmp_path / "a.csv").write_bytes(whole[:place])
+                assert predict.main(flags) == 2
+                assert "a.csv is cut short – remove it, or give another name" in capsys.readouterr().err
+            (tmp_path / "a.csv").write_bytes(whole)
         for late in ("a.png", "z.png"):
             shutil.copy(pictures / "small.png", folder / late)
             assert predict.main(flags) == 2

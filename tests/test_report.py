@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_study import confused, made_up
 
+import average
 import evaluate
 import report
 
@@ -78,6 +79,46 @@ def test_an_ensemble_is_kept_with_its_members(
     assert [command for command in commands if command not in text] == []
 
 
+def test_a_mean_of_weights_is_kept_with_its_members(
+    run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that go on from one, their mean, an ensemble of that mean and another run: each training once, in order."""
+    monkeypatch.chdir(tmp_path)
+    meta = ["--meta", str(drawn / "metadata_val.parquet")]
+    for name in ("base", "left", "right", "other"):
+        folder = shutil.copytree(run, tmp_path / "runs" / name)
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        init = tmp_path / "runs/base/best.pth" if name in ("left", "right") else None
+        record |= {"command": f"python train.py --exp {name}", "args": record["args"] | {"init": init and str(init)}}
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert average.main(["runs/left", str(tmp_path / "runs/right"), "--out", "runs/mean"]) == 0
+    assert evaluate.main(["runs/mean", *meta]) == 0
+    assert evaluate.main(["runs/mean", "runs/other", *meta, "--out", "runs/both"]) == 0
+    assert report.main(["runs/base", "runs/mean", "runs/both"]) == 0
+    text = Path("RESULTS.md").read_text(encoding="utf-8")
+    epoch = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["epoch"]
+    one = f"{epoch} of 3"
+    mean, both = cells_of(text, "[mean]"), cells_of(text, "[both]")
+    assert mean[0].endswith(", the mean of several checkpoints' weights)") and "mean of" not in both[0]
+    assert (mean[6], both[6]) == (f"{one} + {one}, {one}", f"{one}, {one}, {one}")
+    minutes = sum(json.loads(line)["time_s"] for line in (run / "history.jsonl").read_text().splitlines()) / 60
+    assert mean[7].startswith(f"{3 * minutes:.0f} min") and both[7].startswith(f"{3 * minutes:.0f} min")
+    typed = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
+    trainings = [f"`python train.py --exp {name}`" for name in ("base", "left", "right")]
+    averaging = "`python average.py runs/left runs/right --out runs/mean`"
+    assert typed["- mean"].endswith(", then ".join([*trainings, averaging]))
+    first, second = "`python train.py --exp other`", "`python evaluate.py runs/mean runs/other"
+    assert ", then ".join([*trainings[1:], averaging, first, second]) in typed["- both"]
+
+
+def test_a_mean_of_weights_is_no_other_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_made_up(tmp_path / "results", mine_seed1={}, mine_seed2={})
+    path = tmp_path / "results/mine_seed2/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"members": []}), encoding="utf-8")
+    assert written(tmp_path) == 2
+    assert "of mine_seed2 and mine_seed1 one is a mean of weights" in capsys.readouterr().err
+
+
 def test_pictures_of_faces_are_never_kept(kept: Path, run: Path) -> None:
     assert (run / "misclassified.png").is_file() and (run / "misclassified_val.png").is_file()
     assert [path for path in kept.rglob("*") if "misclassified" in path.name] == []
@@ -113,6 +154,8 @@ def test_no_path_of_this_machine_is_kept(kept: Path, run: Path, drawn: Path) -> 
         ("/home/somebody/fer/metadata_train.parquet", "metadata_train.parquet"),
         ("C:\\Users\\somebody\\fer data", "fer data"),
         ("D:/fer/", "fer"),
+        ("D:\\fer\\runs\\two_phase_1\\best.pth", "two_phase_1/best.pth"),  # by which its run is found again
+        ("/home/somebody/fer/runs/two_phase_1/last.pth", "two_phase_1/last.pth"),
         ("/", "."),
         ("imagenet", "imagenet"),
         ("", ""),
@@ -133,7 +176,7 @@ def test_paths_below_the_current_folder_become_relative(tmp_path: Path, monkeypa
     assert report.without_machine_paths(run) == {
         "command": "python train.py --data_root=data --train_meta m.parquet --lr 1e-3",
         "args": {"runs": "runs", "lr": 0.001, "resume": None, "save_path": "where.pth"},
-        "resumed": ["python train.py --resume last.pth"],
+        "resumed": ["python train.py --resume a/last.pth"],
         "machine": {"threads": 2},
     }
 

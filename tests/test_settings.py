@@ -191,6 +191,12 @@ def test_options_that_lack_what_they_need(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_folder_stands_for_its_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By which report.py finds the phase that went before."""
+    assert recipe(capsys, "--model", "resnet18", "--init", str(trained))["init"] == str(trained / "best.pth")
+    assert recipe(capsys, "--model", "resnet18", "--init", "runs/a.pth")["init"] == "runs/a.pth"
+
+
 # Schedule, stages
 
 

@@ -39,13 +39,29 @@ def test_shipped_files_are_small_and_self_describing() -> None:
 
 def test_readme_states_the_figures_that_were_measured() -> None:
     card = (ROOT / "README.md").read_text(encoding="utf-8").split("## The shipped network\n")[1].split("\n## ")[0]
-    for run in ("fernet_votes", "ferplus8", "fernet_4class"):
+    lines = card.splitlines()
+    for run, row in (
+        ("fernet_votes", "FER2013, seven classes, {rows:,} rows"),
+        ("ferplus8", "FER+, eight classes by majority, {rows:,} rows"),
+        ("fernet_4class", "FER2013, four classes"),
+    ):
         scores = kept_scores(run)
-        wanted = ["accuracy", "macro_f1", "accuracy_unseen", "macro_f1_unseen"]
-        wanted += ["accuracy_plain", "macro_f1_plain", "expected_calibration_error"] if "views" in scores else []
-        wanted += [key for key in scores if key.startswith("f1_") and not key.endswith("_reason") and run != "fernet_4class"]
-        for key in wanted:
-            assert f"{scores[key]:.3f}" in card, f"{key} of {run}"
+        shown = {key: f"{score:.3f}" for key, score in scores.items() if isinstance(score, float)}
+        cells = [
+            row.format(rows=scores["rows"]),
+            f"{shown['accuracy']} ({shown['accuracy_low']} to {shown['accuracy_high']})",
+            shown["macro_f1"],
+            f"{shown['accuracy_plain']} / {shown['macro_f1_plain']}",
+            f"{shown['accuracy_unseen']} / {shown['macro_f1_unseen']}",
+            shown["expected_calibration_error"],
+        ]
+        assert f"| {' | '.join(cells)} |" in lines, run
+    head = next(line for line in lines if line.startswith("| F1 by class |"))
+    names = [cell.strip() for cell in head.split("|")[2:-1]]
+    for run, title in (("fernet_votes", "FER2013"), ("ferplus8", "FER+")):
+        scores = kept_scores(run)
+        shown_f1 = [f"{scores[f'f1_{name}']:.3f}" if f"f1_{name}" in scores else "" for name in names]
+        assert f"| {title} | {' | '.join(shown_f1)} |" in lines, title
 
 
 @needs_fer2013

@@ -403,6 +403,8 @@ def test_what_cannot_be_resumed(
         assert "cannot change" in error_of(capsys, "--resume", str(run), *flags)
     other = ["--train_meta", str(pixels / "metadata_train.parquet"), "--val_meta", str(pixels / "metadata_val.parquet")]
     assert "split" in error_of(capsys, "--resume", str(run), *other)
+    (run / "run.json").write_text("{", encoding="utf-8")
+    assert "run.json is damaged" in error_of(capsys, "--resume", str(run), "--epochs", "4")
     assert (run / "last.pth").read_bytes() == (trained / "last.pth").read_bytes()
 
 
