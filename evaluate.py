@@ -514,10 +514,10 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
         epochs.setdefault(run, []).append(member.info.get("epoch"))
     folders = list(epochs)
     records = [record_of(run) for run in folders]
+    if len(folders) == 1 and (folders[0] / "training_history.png").is_file():
+        shutil.copyfile(folders[0] / "training_history.png", out / "training_history.png")
     if len(members) == 1:
         record = records[0] | {"scored": command}
-        if (folders[0] / "training_history.png").is_file():
-            shutil.copyfile(folders[0] / "training_history.png", out / "training_history.png")
     else:
         shared = {
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)

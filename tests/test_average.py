@@ -55,7 +55,8 @@ def test_the_mean_of_two_epochs(run: Path, drawn: Path, tmp_path: Path, capsys: 
     assert len(record["members"]) == 1 and record["args"] == trained["args"]
     assert (member["name"], member["epoch"], member["epochs"]) == ("a", "1, 3", 3)
     assert member["command"] == trained["command"]
-    assert (out / "history.jsonl").read_bytes() == (run / "history.jsonl").read_bytes()  # once
+    for name in ("history.jsonl", "training_history.png"):  # once
+        assert (out / name).read_bytes() == (run / name).read_bytes()
     # It is scored as any other, and what is made of it keeps its record.
     scored = tmp_path / "scored"
     flags = ["--meta", str(drawn / "metadata_val.parquet"), "--tta", "flip", "--out", str(scored)]
