@@ -339,7 +339,7 @@ def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
     assert order == ["| [E0", "| [two_phase", "| [four_class", "| [BEST"]
     notes = [line for line in table.splitlines() if line.startswith("<sup>")]
     assert [note[:26] for note in notes] == ["<sup>1</sup> E0: one run; ", "<sup>2</sup> two_phase: th"]
-    assert "Not among the kept runs yet: E1, E2, E2b, E3, E4, E5, E6, two_phase_as_written, multitask_synthetic, " in table
+    assert "Not among the kept runs yet: E1, E2, E2b, E3, E4, E5, E6, two_phase_as_written, four_class_better, " in table
     assert [line for line in table.splitlines() if line.startswith("- ")] == [
         "- E0: `python train.py --exp E0_seed40`",
         "- two_phase: `python train.py --exp two_phase_1`, then `python train.py --exp two_phase`",
