@@ -19,7 +19,7 @@ from torch import Tensor
 
 from command_line import Parser, line_of
 from evaluate import EvaluationError, write_record
-from models import Checkpoint, ModelError, load_checkpoint, save_checkpoint, versions
+from models import Checkpoint, ModelError, checkpoint_path, load_checkpoint, save_checkpoint, versions
 
 ALIKE = ("model", "model_args", "labels", "preprocess", "split_id")
 KEPT = (*ALIKE, "format", "label_set", "affect_rows", "class_counts", "recipe", "seed")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the mean; status 2 with one line where that cannot be done."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    paths = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
+    paths = [checkpoint_path(path) for path in args.checkpoints]
     target = args.out / "best.pth"
     try:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):

@@ -43,7 +43,7 @@ from inference import (
 )
 from labels import LABEL_SETS, MERGES, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ModelError, choose_device, load_checkpoint
+from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint
 
 # Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
 MADE_BY = (
@@ -629,7 +629,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.batch_size < 1 or (args.workers or 0) < 0:
             raise EvaluationError("--batch_size must be at least 1 and --workers at least 0")
-        checkpoints = [path / "best.pth" if path.is_dir() else path for path in args.checkpoints]
+        checkpoints = [checkpoint_path(path) for path in args.checkpoints]
         checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta = args.meta or default_meta(checkpoints[0], args.split)
         split = split_of(meta, args.split)

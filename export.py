@@ -33,10 +33,32 @@ from evaluate import EvaluationError, check_belongs, record_of, split_of
 from fer_transform import FERDataset, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ExpressionNet, ModelError, OnnxModule, Output, heads_of, load_checkpoint, versions
+from models import (
+    Checkpoint,
+    ExpressionNet,
+    ModelError,
+    OnnxModule,
+    Output,
+    checkpoint_path,
+    heads_of,
+    load_checkpoint,
+    versions,
+)
 from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
 
-KEPT = ("model", "exp", "recipe", "seed", "epoch", "epochs", "split_id", "label_set", "affect_rows", "class_counts")
+KEPT = (
+    "model",
+    "model_args",
+    "exp",
+    "recipe",
+    "seed",
+    "epoch",
+    "epochs",
+    "split_id",
+    "label_set",
+    "affect_rows",
+    "class_counts",
+)
 MEASURED_PICTURES, MEASURED_PX = 1000, 192  # YuNet finds 97% of FER2013's faces at that size
 CALIBRATION = 512  # training pictures
 HALVED_FROM = 256  # numbers in a tensor
@@ -349,7 +371,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Export; status 2 with one line where that cannot be done."""
     args = build_parser().parse_args(argv)
-    path = args.checkpoint / "best.pth" if args.checkpoint.is_dir() else args.checkpoint
+    path = checkpoint_path(args.checkpoint)
     out = args.out or path.with_name(path.stem + ("" if args.kind == "float32" else f"_{args.kind}") + ".onnx")
     try:
         if path.suffix.lower() == ".onnx":

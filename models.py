@@ -390,9 +390,14 @@ def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any]) -> N
         temporary.unlink(missing_ok=True)
 
 
+def checkpoint_path(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that a path names: a run folder stands for its best.pth."""
+    return Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+
+
 def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The dict in a torch file, on the CPU, with weights_only=True. Raises ModelError where that is not what it is."""
-    path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+    path = checkpoint_path(path)
     if not path.is_file():
         raise ModelError(f"{path} not found – is the path right? A network is made by: make train MODEL=lightcnn")
     if not os.access(path, os.R_OK):

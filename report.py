@@ -123,7 +123,7 @@ def portable(text: str) -> str:
     if Path(text).is_relative_to(Path.cwd()):
         return Path(text).relative_to(Path.cwd()).as_posix()
     path = PureWindowsPath(text)  # knows both kinds of slash
-    return f"{path.parent.name}/{path.name}" if path.name in ("best.pth", "last.pth") else path.name or "."
+    return f"{path.parent.name}/{path.name}" if path.name in (*study.BEST_NETWORKS, "last.pth") else path.name or "."
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def build_parser(description: str | None = None) -> Parser:
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
     flag(
         "init", metavar="CKPT", type=checkpoint_file,
-        help="start from this checkpoint, not --weights: backbone, and head by label name",
+        help="start from this checkpoint or ONNX file, not --weights: backbone, and head by label name",
     )  # fmt: skip
     flag("weights", choices=["auto", "vggface2", "imagenet", "none"], help="initial weights of the backbone")
     flag("vggface2_ckpt", type=checkpoint_file, default=VGGFACE2_CKPT, help="default: %(default)s")

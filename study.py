@@ -25,6 +25,7 @@ LABELS = LABEL_SETS["fer7"]
 MINORITY, MARKED = 0.10, "#FFF3D6"  # a class with a smaller share of the rows, and the ground of its panel
 TABLE_COLUMNS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "f1_disgust": "Disgust F1", "f1_fear": "Fear F1"}
 WITH_SPREAD = ("accuracy", "macro_f1")
+BEST_NETWORKS = ("best.pth", "best.onnx", "best_half.onnx", "best_int8.onnx")  # of a run folder
 LATEX_SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -181,10 +182,11 @@ def grouped(results: dict[str, dict[str, Any]]) -> list[Group]:
 
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
-    """A run with the kept ones that it goes on from: those whose `best.pth` is its `--init` or plays VGGFace2's weights."""
+    """A run with the kept ones that it goes on from: those whose best network, exported or not, is its `--init` or plays
+    VGGFace2's weights."""
     run = Run(name, results[name])
     starts = [run.settings.get("init"), run.settings.get("vggface2_ckpt")]
-    start = next((path for text in starts if (path := PureWindowsPath(text or "")).name == "best.pth"), PureWindowsPath())
+    start = next((path for text in starts if (path := PureWindowsPath(text or "")).name in BEST_NETWORKS), PureWindowsPath())
     before, after = start.parent.name, (name, *after)  # PureWindowsPath knows both kinds of slash
     goes_on = before in results and before not in after
     return replace(run, before=_run(before, results, after)) if goes_on else run

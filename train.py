@@ -71,9 +71,11 @@ from models import (
     save_checkpoint,
     transfer,
 )
+from onnx_weights import trainable
 from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch
 
 FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
+INIT_PICTURES = 256  # on which the BatchNorm of an ONNX file is measured
 HISTORY_PNG = "training_history.png"  # written last: a run that has it is complete
 
 # --- the loop -----------------------------------------------------------------------------------------------------------
@@ -410,6 +412,17 @@ def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return chosen | {name: getattr(args, name) for name in BACKBONE_OPTIONS if getattr(args, name) is not None}
 
 
+def initial_network(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint of --init; of an ONNX file the network, put back on INIT_PICTURES of the training rows. Raises
+    ModelError or MetadataError."""
+    initial = load_checkpoint(args.init)
+    if isinstance(initial.model, ExpressionNet):
+        return initial
+    rows = FERDataset(args.train_meta, preprocess=initial.preprocess, data_root=args.data_root)
+    chosen = np.random.default_rng(0).choice(len(rows), size=min(INIT_PICTURES, len(rows)), replace=False)
+    return trainable(args.init, torch.stack([rows[int(row)][0] for row in chosen]))
+
+
 def prepare_network(
     args: argparse.Namespace, labels: LabelSet, preprocess: Preprocess, initial: Checkpoint | None
 ) -> ExpressionNet:
@@ -580,11 +593,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     dtype, reason = choose_precision(device, args.amp)
     print(f"device: {device}; precision: {reason}")
     resumed = None if args.resume is None else read_checkpoint(args.resume)
-    initial = load_checkpoint(args.init) if args.init is not None and resumed is None else None
-    if initial is not None and not isinstance(initial.model, ExpressionNet):
-        raise TrainingError(
-            f"--init {args.init}: an ONNX file cannot be trained on – give the checkpoint that it is made of"
-        )
+    initial = initial_network(args) if args.init is not None and resumed is None else None
     preprocess = choose_preprocess(args, resumed, initial)
     train_set, val_set = prepare_data(args, preprocess)
 

@@ -346,14 +346,6 @@ def test_other_onnx_files_are_refused(exported: Path, tmp_path: Path) -> None:
         OnnxNetwork(tmp_path / "bare.onnx")
 
 
-def test_an_onnx_file_is_no_start_for_a_training(
-    exported: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--recipe", "demo", "--init", str(exported), "--runs", str(tmp_path), *metas(drawn)]
-    assert train.main(flags) == 2
-    assert "cannot be trained on" in capsys.readouterr().err
-
-
 def test_every_network_can_be_exported(tmp_path: Path) -> None:
     """The ones that differ in kind: plain and residual, windows that overhang (5 px to 3), attention, cosine head."""
     for name, size_px, options in (

@@ -156,6 +156,7 @@ def test_no_path_of_this_machine_is_kept(kept: Path, run: Path, drawn: Path) -> 
         ("D:/fer/", "fer"),
         ("D:\\fer\\runs\\two_phase_1\\best.pth", "two_phase_1/best.pth"),  # by which its run is found again
         ("/home/somebody/fer/runs/two_phase_1/last.pth", "two_phase_1/last.pth"),
+        ("/home/somebody/fer/runs/two_phase_1/best_int8.onnx", "two_phase_1/best_int8.onnx"),
         ("/", "."),
         ("imagenet", "imagenet"),
         ("", ""),

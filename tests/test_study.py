@@ -145,6 +145,7 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
         two_phase={"minutes": (1, 4), "args": {"init": "runs/two_phase_1/best.pth"}},
         two_phase_as_written={"args": {"init": "D:\\my\\runs\\two_phase_1\\best.pth"}},
         alone_1={"args": {"init": "runs/somebody_elses/best.pth"}},
+        shipped={"args": {"init": "runs/two_phase_1/best_int8.onnx"}},
         alone_2={"args": {"init": "runs/two_phase_1/last.pth"}},
         alone_3={"args": {"init": "runs/alone_3/best.pth"}},
         alone_4={"args": {"init": None}},
@@ -154,6 +155,7 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
     phases = {run.name: [phase.name for phase in run.phases] for group in groups for run in group.runs}
     assert phases.pop("two_phase") == ["two_phase_1", "two_phase"]
     assert phases.pop("two_phase_as_written") == ["two_phase_1", "two_phase_as_written"]
+    assert phases.pop("shipped") == ["two_phase_1", "shipped"]
     assert phases.pop("multitask") == ["alone_4", "multitask"]
     assert phases == {name: [name] for name in ("two_phase_1", "alone_1", "alone_2", "alone_3", "alone_4", "resnet50")}
     by_name = {group.name: group for group in groups}
