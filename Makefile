@@ -170,7 +170,7 @@ app: $(READY_APP) ## a web page on this machine that reads the faces of a pictur
 detector: $(READY) ## fetch the face detector YuNet (0.2 MB) from its official address, and check it
 	$(PYTHON) faces.py
 
-export: $(READY_EXPORT) ## EXP (default: the newest run) as an ONNX file beside its checkpoint
+export: $(READY_EXPORT) ## EXP (default: the newest run) as an ONNX file beside its checkpoint; in 8-bit integers with ARGS=--int8
 	$(PYTHON) export.py "$(CHECKPOINT)" $(ARGS)
 
 report: $(READY) ## keep the run EXP, if one is named, under results/, and write RESULTS.md

@@ -27,6 +27,7 @@ BAR_WIDTH = 30
 DETECTOR_NAMES = {"haar": "OpenCV's Haar cascade – make detector fetches YuNet, which finds more", "yunet": "YuNet"}
 CUT = "\0"  # what a line of CSV lacks
 EXPLAINED_PX = 240  # side of a face
+SHOWN_MIN = 0.1  # of log-odds, that are drawn in full colour where no place has more
 FOR_COLOUR, AGAINST_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
 JPEG_MAX_PX = 65_500  # of a side
 LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
@@ -35,7 +36,6 @@ BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and 
 # What to do about the faults of image files that people meet most.
 HINTS = {
     "missing": "is the path right?",
-    "not a file": "is there a picture in this folder?",
     "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
     "truncated": "copy or download it again",
     f"larger than {MAX_PIXELS // 1_000_000} million pixels": "make it smaller first",
@@ -337,21 +337,21 @@ def save_annotated(folder: Path, number: int, result: Answer, image: np.ndarray)
 def save_explained(
     folder: Path, number: int, result: Answer, faces: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> None:
-    """Write each face as the network saw it, RGB (H, W, 3), and beside it, orange, where hiding a part lowers the
-    probability of the answer (and blue, where it raises it), by `maps` (H, W); one line a face.
+    """Write each face as the network saw it, RGB (H, W, 3), and beside it, orange, where hiding a part lowers the odds of
+    the answer (and blue, where it raises them), by `maps` of log-odds (H, W); one line a face.
     """
     lines = []
     for prediction, face, fall in zip(result.faces, faces, maps, strict=True):
         side = (EXPLAINED_PX, EXPLAINED_PX)
         picture = cv2.resize(face, side, interpolation=cv2.INTER_CUBIC)
-        share = cv2.resize((fall / max(float(np.abs(fall).max()), 0.02)).astype(np.float32), side)[:, :, None]
+        share = cv2.resize((fall / max(float(np.abs(fall).max()), SHOWN_MIN)).astype(np.float32), side)[:, :, None]
         colour = np.where(share > 0, np.array(FOR_COLOUR), np.array(AGAINST_COLOUR)).astype(np.float32)
         weight = 0.75 * np.abs(share)
         marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
         words = (
             (f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}: hidden,", (0, 0, 0)),
-            (f"it falls (by up to {max(0.0, float(fall.max())):.0%})", FOR_COLOUR),
-            ("or rises", AGAINST_COLOUR),
+            (f"its odds fall (to 1/{math.exp(max(0.0, float(fall.max()))):.1f} at most)", FOR_COLOUR),
+            ("or rise", AGAINST_COLOUR),
         )
         ground, left = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8), 6
         for text, ink in words:

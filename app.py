@@ -176,14 +176,17 @@ def build_page(*, detector: str, model: str | None) -> Any:
 
 
 def launch(page: Any, *, port: int, browser: bool, wait: bool) -> str:
-    """Serve the page to this machine; returns its address. With `wait` it goes on until Ctrl-C."""
+    """Serve the page to this machine and say where; returns its address. With `wait` it goes on until Ctrl-C."""
     import gradio as gr
 
     local = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     _, address, _ = page.launch(
-        server_name=HOST, server_port=port, share=False, inbrowser=browser, prevent_thread_lock=not wait, quiet=True,
+        server_name=HOST, server_port=port, share=False, inbrowser=browser, prevent_thread_lock=True, quiet=True,
         max_file_size=UPLOAD_MAX, footer_links=[], enable_monitoring=False, ssr_mode=False, theme=local, css=STYLE,
     )  # fmt: skip
+    print(f"{address} – Ctrl-C ends it", flush=True)
+    if wait:
+        page.block_thread()
     return address
 
 
@@ -208,7 +211,6 @@ def main(argv: list[str] | None = None) -> int:
         try:
             make_detector(args.detector, args.detector_model)  # so that a lacking file is said now
             page = build_page(detector=args.detector, model=args.detector_model)
-            print(f"http://{HOST}:{args.port} – Ctrl-C ends it", flush=True)
             launch(page, port=args.port, browser=args.browser, wait=True)
         except ModuleNotFoundError:
             print(f"app.py: {WITHOUT_GRADIO}", file=sys.stderr)

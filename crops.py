@@ -78,6 +78,8 @@ def crop_file(name: str, *, source: Path, target: Path, detector: str, model: st
     there.parent.mkdir(parents=True, exist_ok=True)
     temporary = there.with_name(f".{there.name}.tmp{there.suffix}")
     if not is_picture:
+        if not here.is_file():  # a link to nothing
+            return "not a file"
         shutil.copy(here, temporary)
         temporary.replace(there)
         return COPIED

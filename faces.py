@@ -35,6 +35,7 @@ SEARCHED_MAX_PX, YUNET_SIDE_MIN_PX = 1280, 64  # of a side
 ALIGNED_MAX_PX = 1024  # side of an aligned crop; more than any network sees
 DETECTORS = ("auto", "yunet", "haar", "none")
 Detector = Callable[[np.ndarray], "list[Face]"]
+STRIP_ROWS = 256  # of a transparent picture that are laid on white at a time
 TAIL_BYTES = 1024  # the end marker is looked for in so many last bytes: some programs write padding behind it
 FILE_MAX_BYTES = 1_000_000_000  # more than MAX_PIXELS of any format take
 HAAR = threading.local()  # the cascade of each thread
@@ -169,8 +170,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 def decode_image(data: np.ndarray) -> np.ndarray:
     """Encoded bytes (uint8, (n,)) as an RGB image, uint8 (H, W, 3); see `read_image`. Raises `ImageError`."""
-    if not png_is_whole(data):
-        raise ImageError("truncated")
+    data = plain_png(data)
     too_large = f"larger than {MAX_PIXELS // 1_000_000} million pixels"
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
@@ -179,29 +179,52 @@ def decode_image(data: np.ndarray) -> np.ndarray:
         if image.shape[0] * image.shape[1] > MAX_PIXELS:  # where OpenCV was loaded before its limit was set
             raise ImageError(too_large)
         alpha = decode_alpha(data, image)
+        if alpha is not None:
+            lay_on_white(image, alpha)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error as error:
         if "MAX_IMAGE_PIXELS" in str(error) or "pixels" in str(error):
             raise ImageError(too_large) from error
         raise ImageError("cannot be decoded") from error
-    if alpha is not None:
-        image = np.rint(image * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    except MemoryError as error:
+        raise ImageError("too large for this machine's memory") from error
 
 
-def png_is_whole(data: np.ndarray) -> bool:
-    """False for a PNG in which a chunk claims to reach beyond the end: OpenCV would take up to 2 GB for its content."""
+def plain_png(data: np.ndarray) -> np.ndarray:
+    """A PNG without its colour profile, of which OpenCV makes nothing and libpng prints warnings; other files as they are.
+
+    Raises ImageError where a chunk claims to reach beyond the end: OpenCV would take up to 2 GB for its content.
+    """
     if data[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
-        return True
+        return data
     content = data.tobytes()
-    position, kind = 8, b""
+    position, kind, profile = 8, b"", slice(0)
     while position + 8 <= len(content) and kind != b"IEND":
-        kind = content[position + 4 : position + 8]
+        begin, kind = position, content[position + 4 : position + 8]
         position += 12 + int.from_bytes(content[position : position + 4], "big")  # length, kind, content, checksum
-    return position <= len(content)
+        if kind == b"iCCP":
+            profile = slice(begin, position)
+    if position > len(content):
+        raise ImageError("truncated")
+    return np.delete(data, profile) if profile.stop else data
+
+
+def lay_on_white(image: np.ndarray, alpha: np.ndarray) -> None:
+    """Lay a picture, uint8 (H, W, 3), on white in its place, by its opacity, whole numbers (H, W, 1); a strip at a time, as
+    numbers with a fraction take 24 bytes a pixel."""
+    for top in range(0, len(image), STRIP_ROWS):
+        strip = slice(top, top + STRIP_ROWS)
+        share = alpha[strip].astype(np.float32) / opaque(alpha)
+        image[strip] = np.rint(image[strip] * share + 255.0 * (1.0 - share)).astype(np.uint8)
+
+
+def opaque(alpha: np.ndarray) -> float:
+    """What stands for no transparency in opacities of this type: 255 in uint8, 65,535 in uint16."""
+    return 2.0 ** (8 * alpha.itemsize) - 1.0
 
 
 def decode_alpha(data: np.ndarray, image: np.ndarray) -> np.ndarray | None:
-    """The opacity of encoded bytes, 0..1, float32 (H, W, 1), turned as `image`, its decoded colours, by the EXIF tag.
+    """The opacity of encoded bytes, uint8 or uint16 (H, W, 1), turned as `image`, its decoded colours, by the EXIF tag.
 
     None where everything is opaque. IMREAD_COLOR drops alpha and shows whatever colour stands under transparent pixels;
     the flag that keeps alpha leaves the picture unturned, so the turn is found by comparing colours.
@@ -209,10 +232,12 @@ def decode_alpha(data: np.ndarray, image: np.ndarray) -> np.ndarray | None:
     if data[:2].tobytes() == b"\xff\xd8":  # JPEG has no alpha
         return None
     raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if raw is None or raw.ndim != 3 or raw.shape[2] != 4:
+    if raw is None or raw.ndim != 3 or raw.shape[2] != 4 or raw.dtype.kind != "u":
         return None
-    alpha = raw[:, :, 3:].astype(np.float32) / (255.0 if raw.dtype == np.uint8 else 65535.0)
-    stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if alpha.min() < 1.0 else None
+    alpha = raw[:, :, 3:].copy()  # without the colours
+    del raw
+    seen_through = alpha.min() < opaque(alpha)
+    stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if seen_through else None
     if stored is None:
         return None
     for axes in ((0, 1, 2), (1, 0, 2)):  # as it is, and mirrored at the diagonal
@@ -509,7 +534,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DetectorError, OSError) as error:
         print(f"faces.py: {line_of(error)}", file=sys.stderr)
         return 2
-    used = out == beside or find_yunet() == out
+    used = find_yunet() == out
     print(f"{out}: YuNet" + (", which predict.py uses from now on" if used else " – use it with --detector_model"))
     return 0
 

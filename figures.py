@@ -8,6 +8,7 @@ to draw. Colours are those that the colour-blind tell apart (Okabe and Ito 2008)
 
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -40,7 +41,11 @@ def picture(paths: Sequence[Path], width_in: float, height_in: float, title: str
     from PIL import Image
 
     matplotlib.use("Agg")  # seaborn loads pyplot, which may be set to a window system that is not there
-    with matplotlib.rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 11}):
+    plain_text = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 11, "text.parse_math": False}  # no formulas
+    with matplotlib.rc_context(plain_text), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from"
+        )  # letters that no font here has are drawn as boxes
         figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
         figure.suptitle("\n".join(textwrap.fill(line, int(11 * width_in)) for line in title.split("\n")))
         yield figure

@@ -177,8 +177,9 @@ class EmotionPredictor:
         return [[next(said) for _ in each.faces] for each in found]
 
     def explain(self, inputs: np.ndarray, label: str | None = None) -> np.ndarray:
-        """What the answer rests on in one face, (H, W): by how much the probability of a label (default: the answer) falls
-        when a patch over each place is hidden, at most 1; negative where hiding helps (occlusion, Zeiler and Fergus 2014).
+        """What the answer rests on in one face, (H, W): by how much the log-odds of a label (default: the answer) fall when
+        a patch over each place is hidden; negative where hiding helps (occlusion, Zeiler and Fergus 2014). The probability
+        itself hardly moves where the network is sure.
 
         inputs: network input of one face, float32 (C, H, W), as `find` gives it. Patches have a sixth of the side and the
         colour of Preprocess.mean, and are moved by a third of their width; a place has the mean of the patches over it.
@@ -197,7 +198,7 @@ class EmotionPredictor:
             hidden.append(changed)
         fall, count = np.zeros((height, width)), np.zeros((height, width))
         for (y, x), said in zip(corners, self.answer(hidden, [nowhere] * len(hidden)), strict=True):
-            fall[y : y + patch, x : x + patch] += plain.probabilities[label] - said.probabilities[label]
+            fall[y : y + patch, x : x + patch] += log_odds(plain, label) - log_odds(said, label)
             count[y : y + patch, x : x + patch] += 1
         return fall / np.maximum(count, 1)
 
@@ -257,6 +258,13 @@ class EmotionPredictor:
             FacePrediction(face, dict(zip(self.labels.names, row, strict=True)), valence, arousal)
             for face, row, (valence, arousal) in zip(faces, probabilities.tolist(), affect, strict=True)
         ]
+
+
+def log_odds(prediction: FacePrediction, label: str) -> float:
+    """The logarithm of a label's probability over that of all others together."""
+    others = sum(share for name, share in prediction.probabilities.items() if name != label)
+    smallest = sys.float_info.min
+    return math.log(max(prediction.probabilities[label], smallest) / max(others, smallest))
 
 
 def predict_single_image(
@@ -377,7 +385,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{videos[0]}: --explain is for pictures – leave it out, or the video")
     if args.explain and args.save is None:
         parser.error("--explain writes pictures: give --save DIR, too")
-    if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard):
+    if args.webcam is not None and (path is not None or args.json or args.jsonl or args.shard or args.explain):
         parser.error("--webcam shows a window and writes nothing but what s saves: leave out the others")
     if (args.webcam is None) == (not args.images):
         parser.error("give pictures or videos, or --webcam")

@@ -119,6 +119,8 @@ def walk(folder: str, leave_out: Path | None = None) -> Iterator[str]:
 
 def read(name: str) -> np.ndarray:
     """A picture by its file name or address, RGB uint8 (H, W, 3). Raises ImageError."""
+    if is_folder(name):  # what is in folders was named one by one
+        raise ImageError("a folder without pictures")
     if not is_address(name):
         return read_image(name)
     if not name.lower().startswith(("http://", "https://")):
@@ -163,7 +165,7 @@ def fetch_from_web(address: str) -> bytes:
     """What lies at an address. Raises ImageError where it is too large, else what urllib raises."""
     import urllib.request
 
-    request = urllib.request.Request(address, headers={"User-Agent": "fer-predict"})
+    request = urllib.request.Request(in_ascii(address), headers={"User-Agent": "fer-predict"})
     content, until = b"", time.monotonic() + ADDRESS_WAIT_S
     with urllib.request.urlopen(request, timeout=ADDRESS_WAIT_S) as answer:
         while part := answer.read1(1 << 20):
@@ -173,6 +175,15 @@ def fetch_from_web(address: str) -> bytes:
             if time.monotonic() > until:  # nobody waits for it any more
                 break
     return content
+
+
+def in_ascii(address: str) -> str:
+    """An address as servers want it, its spaces and letters beyond ASCII encoded as browsers do. Raises ValueError."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(address)
+    place = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode("ascii")
+    return urllib.parse.quote(parts._replace(netloc=place).geturl(), safe="%/:?#[]@!$&'()*+,;=~")
 
 
 def fetch_from_drive(address: str) -> bytes:

@@ -91,19 +91,20 @@ def overlap(first: Face, second: Face) -> float:
 class Tracker:
     """Follows faces from frame to frame: boxes are matched so that their overlaps have the largest sum (Kuhn 1955)."""
 
-    def __init__(self) -> None:
+    def __init__(self, fps: float = FPS_ASSUMED) -> None:
         self.tracks: list[Track] = []
         self.begun = 0
+        self.patience_s = max(PATIENCE_S, 2.5 / fps)  # two frames at least may be without a face
 
     def forget(self, time_s: float) -> None:
         """Drop the tracks that nobody can continue any more, where only the present counts."""
-        self.tracks = [track for track in self.tracks if time_s - track.times_s[-1] <= PATIENCE_S]
+        self.tracks = [track for track in self.tracks if time_s - track.times_s[-1] <= self.patience_s]
 
     def update(self, time_s: float, frame: int, predictions: Sequence[FacePrediction]) -> list[Track]:
         """Take in the faces of a frame, in order of time; returns the track of each face."""
         from scipy.optimize import linear_sum_assignment
 
-        alive = [track for track in self.tracks if time_s - track.times_s[-1] <= PATIENCE_S]
+        alive = [track for track in self.tracks if time_s - track.times_s[-1] <= self.patience_s]
         shares = np.array(
             [[overlap(track.latest.face, prediction.face) for prediction in predictions] for track in alive]
         ).reshape(len(alive), len(predictions))
@@ -192,9 +193,9 @@ def follow(path: str, predict: Predict, *, save: Path | None, name: str = "") ->
     """The people of a video file, each a track; with `save` the video is written there with boxes, the timelines as one CSV
     and one picture a track, under `name` (default: that of the file). Raises SourceError.
     """
-    tracker, stem = Tracker(), name or Path(path).stem
+    stem = name or Path(path).stem
     with opened(path) as capture, ExitStack() as files:
-        writer = None
+        tracker, writer = Tracker(rate(capture)), None
         for number, time_s, image in frames(capture, Path(path).name):
             tracks = tracker.update(time_s, number, predict(image))
             if save is not None:

@@ -157,6 +157,7 @@ def test_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, width in (("desk", 1200), ("phone", 420)):
             driver.set_window_size(width, 1200)
             time.sleep(1)
+            assert abs(driver.execute_script("return window.innerWidth") - width) < 100  # some windows have a least width
             driver.save_screenshot(str(tmp_path / f"{name}.png"))
             screens.append(read_image(tmp_path / f"{name}.png"))
             wide = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")

@@ -236,6 +236,35 @@ def test_16_bit_transparent_pictures_are_laid_on_white(tmp_path: Path) -> None:
     assert image[0, 0].tolist() == ON_WHITE
 
 
+def test_large_transparent_pictures_are_laid_on_white_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    picture = rng.integers(0, 256, (23, 7, 4), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    monkeypatch.setattr(faces, "STRIP_ROWS", 5)
+    share = picture[:, :, 3:] / 255
+    expected = picture[:, :, :3] * share + 255 * (1 - share)
+    assert np.abs(read_image(tmp_path / "a.png") - expected).max() < 0.51
+
+
+def test_short_memory_is_a_fault_of_that_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    Image.fromarray(plain((*RED, 51))).save(tmp_path / "a.png")
+    monkeypatch.setattr(faces, "lay_on_white", short)
+    with pytest.raises(ImageError, match="too large for this machine's memory"):
+        read_image(tmp_path / "a.png")
+
+
+def test_profiles_that_libpng_complains_of_are_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(plain(RED)).save(tmp_path / "a.png", icc_profile=b"no profile at all" * 10)
+    assert b"iCCP" in (tmp_path / "a.png").read_bytes()
+    cv2.imdecode(np.fromfile(tmp_path / "a.png", np.uint8), cv2.IMREAD_COLOR)
+    assert "iCCP" in capfd.readouterr().err  # or there is nothing to pass over
+    assert np.array_equal(read_image(tmp_path / "a.png"), plain(RED))
+    assert capfd.readouterr().err == ""
+
+
 def test_grey_with_alpha_is_laid_on_white(tmp_path: Path) -> None:
     Image.fromarray(plain((100, 51)), "LA").save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")

@@ -133,6 +133,12 @@ def test_a_long_title_is_wrapped(tmp_path: Path, written: list[Drawn]) -> None:
 # One by one
 
 
+def test_names_are_no_formulas_and_may_have_any_letters(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with figures.picture([tmp_path / "a.png"], 5, 4, r"$\frac$ 笑顔.mp4") as figure:
+        figure.subplots().set_title("$x$_")
+    assert (tmp_path / "a.png").is_file() and not [each for each in recwarn if "Glyph" in str(each.message)]
+
+
 def test_confusion_matrix_shows_both_matrices(tmp_path: Path, written: list[Drawn]) -> None:
     counts = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
     figures.plot_confusion_matrix(counts, ("a", "b", "c"), title="t", paths=[tmp_path / "new" / "m.png", tmp_path / "n.png"])

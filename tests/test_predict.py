@@ -206,7 +206,7 @@ def test_detector_none_takes_every_picture_whole(
         ("text.jpg", "not an image", "JPEG, PNG, WebP, BMP, TIFF and GIF can be read"),
         ("empty.jpg", "empty", ""),
         ("cut.jpg", "truncated", "copy or download it again"),
-        ("folder.jpg", "not a file", "is there a picture in this folder?"),
+        ("folder.jpg", "a folder without pictures", ""),
         ("nothing.jpg", "missing", "is the path right?"),
     ],
 )
@@ -231,7 +231,7 @@ def test_the_other_files_are_still_answered(checkpoint: str, pictures: Path, cap
     assert [line.split(": ")[0] for line in captured.err.splitlines()] == [paths[1], paths[2]]
     documents = answer_json(capsys, *paths, "--model", checkpoint, status=1)
     assert [document["path"] for document in documents] == paths
-    assert [document["error"] for document in documents] == [None, "not an image", "not a file", None, None]
+    assert [document["error"] for document in documents] == [None, "not an image", "a folder without pictures", None, None]
     assert [len(document["faces"]) for document in documents] == [1, 0, 0, 0, 1]
 
 
@@ -474,7 +474,7 @@ ANSWERED = {
     "ein Foto 写真.jpg", "UPPER.JPG", "no_extension", "png_named.jpg",
 }  # fmt: skip
 REFUSED = {
-    "text.jpg": "not an image", "empty.jpg": "empty", "cut.jpg": "truncated", "folder.jpg": "not a file",
+    "text.jpg": "not an image", "empty.jpg": "empty", "cut.jpg": "truncated", "folder.jpg": "a folder without pictures",
     "missing.jpg": "missing", "huge.png": "larger than 100 million pixels",
 }  # fmt: skip
 
@@ -854,10 +854,14 @@ def test_what_the_answer_rests_on_is_found(checkpoint: str) -> None:
     uneven = predictor.explain(np.ones((1, 40, 56), np.float32) * 2, "happy")
     assert uneven.shape == (40, 56) and (uneven[-4:, -4:] > 0.001).all()  # the last rows and columns are hidden, too
     assert np.abs(fall[20:, :12]).max() < 1e-9 and np.abs(fall[:16, 24:]).max() < 1e-9
-    # One patch of 6 px at the corner of 12: a quarter of its brightness goes, of two logits of 2 and five of 0.
-    before, after = math.exp(2) / (2 * math.exp(2) + 5), math.exp(1.5) / (math.exp(1.5) + math.exp(2) + 5)
-    assert fall[35, 35] == pytest.approx(before - after, abs=1e-6)
+    # One patch of 6 px at the corner of 12: a quarter of its brightness goes of its logit, and of its log-odds.
+    assert fall[35, 35] == pytest.approx(0.5, abs=1e-6)
     assert np.array_equal(predictor.explain(inputs), predictor.explain(inputs, "happy"))  # the first of equals
+    sure = np.where(np.arange(36) < 12, 0, inputs * 50).astype(
+        np.float32
+    )  # its probability is 1 to forty digits, then thirty
+    bright = predictor.explain(sure, "happy")
+    assert bright[35, 35] == pytest.approx(25.0, rel=1e-6)
 
 
 def test_explained_pictures(checkpoint: str, pictures: Path, two_faces: list[Face], tmp_path: Path) -> None:
@@ -1008,7 +1012,7 @@ def test_what_was_saved_is_not_read_again(checkpoint: str, album: Path, capsys: 
 
 @pytest.mark.parametrize(
     "words",
-    ["--webcam --csv a.csv", "--webcam --json", "a.mp4 --save d --explain"],
+    ["--webcam --csv a.csv", "--webcam --json", "--webcam --save d --explain", "a.mp4 --save d --explain"],
 )
 def test_flags_that_would_do_nothing(words: str) -> None:
     with pytest.raises(SystemExit) as left:

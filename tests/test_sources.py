@@ -146,6 +146,7 @@ def server() -> Iterator[str]:
     """A web server on this machine with a picture, a page, a large file and nothing."""
     contents = {
         "/a.png": cv2.imencode(".png", PICTURE[:, :, ::-1])[1].tobytes(),
+        "/%C3%A4%20b.png?c=%20d": cv2.imencode(".png", PICTURE)[1].tobytes(),
         "/page": b"<html>no picture</html>",
         "/large": b"\xff" * 3000,
         "/empty": b"",
@@ -178,6 +179,10 @@ def server() -> Iterator[str]:
 def test_addresses(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(sources.expand([f"{server}/a.png?x=[1]"])) == [f"{server}/a.png?x=[1]"]
     assert np.array_equal(sources.read(f"{server}/a.png"), PICTURE)
+    assert np.array_equal(sources.read(f"{server}/ä b.png?c=%20d"), PICTURE[:, :, ::-1])
+    assert sources.in_ascii("https://bücher.example:80/a?b=%C3%A4&c=[1]#d") == (
+        "https://xn--bcher-kva.example:80/a?b=%C3%A4&c=[1]#d"
+    )
     for path, reason in (("/page", "cannot be decoded"), ("/gone", "the server says 404"), ("/empty", "empty")):
         with pytest.raises(ImageError, match=reason):
             sources.read(server + path)

@@ -59,6 +59,14 @@ def test_who_leaves_comes_back_only_soon() -> None:
     assert tracker.update(2.6, 26, [said(200)])[0].number == 3  # no overlap: somebody else
 
 
+def test_few_frames_a_second_ask_for_more_patience() -> None:
+    tracker = video.Tracker(0.5)
+    assert [tracker.update(2.0 * frame, frame, [said(10)])[0].number for frame in range(4)] == [1, 1, 1, 1]
+    tracker.update(8.0, 4, [])
+    assert tracker.update(10.0, 5, [said(10)])[0].number == 1  # a frame without a face lies between
+    assert tracker.update(16.0, 8, [said(10)])[0].number == 2
+
+
 def test_forgetting_keeps_those_who_may_come_back() -> None:
     tracker = video.Tracker()
     tracker.update(0.0, 0, [said(10), said(200)])
