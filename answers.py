@@ -350,7 +350,7 @@ def save_explained(
         marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
         words = (
             (f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}: hidden,", (0, 0, 0)),
-            (f"its odds fall (to 1/{math.exp(max(0.0, float(fall.max()))):.1f} at most)", FOR_COLOUR),
+            (f"odds fall (to 1/{math.exp(max(0.0, float(fall.max()))):.2g})", FOR_COLOUR),
             ("or rise", AGAINST_COLOUR),
         )
         ground, left = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8), 6

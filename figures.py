@@ -354,7 +354,7 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
             "ferplus8_accuracy": "validation accuracy by the votes",
         },
         "validation CCC": {f"{target}_ccc": target for target in AFFECT_TARGETS},
-        "learning rate": {"lr": "learning rate"},
+        "learning rate": {"lr": "learning rate", "backbone_lr": "the backbone's"},
     }
     epochs = [line["epoch"] for line in history]
     curves = {

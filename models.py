@@ -42,7 +42,8 @@ VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells 
 BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
 VGGFACE2_CKPT = "weight/resnet50_vggface2.pth"  # where the multitask document keeps them
-MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors; fewer means that the file is of another network
+HEAD_KEYS = ("fc.", "classifier.", "regressor.", "votes.")  # not of a backbone
+MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors and of the file's; fewer means that it is of another network
 
 
 class Output(NamedTuple):
@@ -243,7 +244,8 @@ def load_backbone(model: ExpressionNet, state: dict[str, Tensor], *, origin: str
     """Copy what fits of a state dict into the backbone, skipping `fc.*`; returns one line on what was loaded.
 
     Key layouts in circulation are understood: bare, behind `module.` or `backbone.`, or inside {"state_dict": …}.
-    Raises ModelError where less than 90% of the backbone's tensors are found with their shapes.
+    Raises ModelError where less than 90% of the backbone's tensors are found with their shapes, or less than 90% of the
+    file's are of use: a deeper network of the same kind has all that a smaller one wants.
     """
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
@@ -263,6 +265,12 @@ def load_backbone(model: ExpressionNet, state: dict[str, Tensor], *, origin: str
         raise ModelError(
             f"{origin}: only {len(needed) - len(missing)} of {len(needed)} tensors fit this network (not {missing[0]}, for "
             "one) – give another file, or --weights none"
+        )
+    foreign = [name for name in unused if not name.removeprefix("module.").startswith(HEAD_KEYS)]
+    if len(foreign) > (1.0 - MIN_LOADED_FRACTION) * (len(found) + len(foreign)):
+        raise ModelError(
+            f"{origin}: only {len(found)} of its {len(found) + len(foreign)} tensors are of use here (not {foreign[0]}, for "
+            "one), so it is of another network – give another file, or --weights none"
         )
     model.backbone.load_state_dict(found, strict=False)
     rest = f"; not found: {', '.join(missing)}" if missing else ""

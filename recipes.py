@@ -95,6 +95,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+# What the light CNN's recipes are called that its document does not have.
+BEYOND = {
+    "BEST": "light CNN: balanced sampler, 60 epochs, a running mean of the weights",
+    "logit_adjusted": "light CNN: logit-adjusted loss",
+    "cb_focal": "light CNN: class-balanced focal loss",
+    "ldam_drw": "light CNN: LDAM, classes weighted over the last fifth",
+    "mixup": "light CNN: mixup",
+}
+
 # --freeze_epochs of the multitask report, where the weights come from elsewhere and nothing else is asked for. Random
 # weights are not frozen.
 FREEZE_PRETRAINED = {"resnet50": 3, "resnet34": 3, "resnet18": 3}
@@ -108,6 +117,11 @@ class Documented(NamedTuple):
     figures: dict[str, float | tuple[float, float]]
     note: str = ""
 
+
+PHASE_1_DATA = (
+    "here it learns the majority of FER+'s votes on FER2013's training rows, eight classes, indexed by `make two-phase` or "
+    "`python metadata_parallel.py --data DATA --ferplus fer2013new.csv --label_set ferplus8 --out FOLDER`"
+)
 
 # By the name of the kept run without its seed. PrivateTest of FER2013, but for ferplus8, FER+'s test split.
 DOCUMENTED: dict[str, Documented] = {
@@ -130,11 +144,12 @@ DOCUMENTED: dict[str, Documented] = {
     "two_phase": Documented(
         "two-phase ResNet-34 with spatial attention",
         {"accuracy": 0.67, "recall_fear": 0.43},
-        "the document's starts from ImageNet weights and takes AffectNet for its first phase",
+        f"the document's starts from ImageNet weights and takes AffectNet for its first phase; {PHASE_1_DATA}",
     ),
     "two_phase_as_written": Documented(
         "two-phase ResNet-34 with spatial attention, as written but for ImageNet weights and AffectNet",
         {"accuracy": 0.67, "recall_fear": 0.43},
+        PHASE_1_DATA,
     ),
     "four_class": Documented("four-class ResNet-18", {"accuracy": (0.50, 0.60)}),
     "four_class_better": Documented(

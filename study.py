@@ -19,7 +19,7 @@ import numpy as np
 
 from figures import BLUE, ORANGE, draw_matrix, picture, shares_of_true_class
 from labels import LABEL_SETS
-from recipes import BASE, DOCUMENTED, RECIPES
+from recipes import BASE, BEYOND, DOCUMENTED, RECIPES
 
 LABELS = LABEL_SETS["fer7"]
 MINORITY, MARKED = 0.10, "#FFF3D6"  # a class with a smaller share of the rows, and the ground of its panel
@@ -122,6 +122,8 @@ class Group:
             other = differing(phase.settings, recipe) if recipe else {}
             typed = " ".join(f"--{key} {value}" for key, value in other.items())
             more += f", {'here' if phase is first else phase.name} with {typed}" if other else ""
+        early = any((run.values["epoch"] or 0) < (run.settings.get("drw_epoch") or 0) for run in self.runs)
+        more += ", chosen before its classes were weighted" if early else ""
         more += ", the mean of several checkpoints' weights" if self.runs[0].averaged else ""
         more += scored_how([run.values for run in self.runs])
         count = first.values.get("members", 1)
@@ -129,7 +131,8 @@ class Group:
             called = DOCUMENTED[self.name].system + (f" ({count} members)" if count > 1 else "")
         else:
             called = f"ensemble of {count} " if count > 1 else ""
-            called += first.settings.get("recipe") or first.values["model"]
+            trained_as = str(first.settings.get("recipe") or first.values["model"])
+            called += BEYOND.get(trained_as, trained_as)
         voted = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
         if voted and "FER+" not in called:
             called += ", with the FER+ votes of the training rows"

@@ -657,6 +657,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
             order.manual_seed(epoch_seed(args.seed, epoch))
             train_set.set_epoch(epoch)
             line: dict[str, float] = {"epoch": epoch, "lr": lr}
+            line |= {"backbone_lr": lr * args.backbone_lr / args.lr} if args.backbone_lr is not None else {}
             shown: Any = val_loader
             if args.first_size is not None:
                 size_px = size_in_epoch(epoch, epochs=args.epochs, first_size=args.first_size, img_size=args.img_size)
@@ -774,6 +775,7 @@ def score_checkpoint(args: argparse.Namespace, checkpoint: str, meta: Path, fold
     flags += ["--out", str(folder)] if folder is not None else []
     flags += ["--data_root", args.data_root] if args.data_root is not None else []
     flags += ["--workers", str(args.workers)] if args.workers is not None else []
+    flags += ["--label_set", args.label_set] if args.label_set is not None else []
     return evaluate.main([checkpoint, *flags])
 
 
@@ -790,7 +792,9 @@ def main(argv: list[str] | None = None) -> int:
         beside = Path(args.val_meta).with_name("metadata_test.parquet")
         test_meta = Path(args.test_meta) if args.test_meta is not None else beside
         if args.epochs == 0:
-            meta = test_meta if test_meta.is_file() or args.test_meta is not None else Path(args.val_meta)
+            declined = not {"--no-score_test", "--no-score-test"}.isdisjoint(argv)  # the recipe's own choice is no refusal
+            is_there = test_meta.is_file() or args.test_meta is not None
+            meta = test_meta if is_there and not declined else Path(args.val_meta)
             return score_checkpoint(args, args.resume, meta, scoring_folder(args))
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise TrainingError("torchrun would train copies of one network – on several GPUs: --device cuda:1 --seed 43, …")

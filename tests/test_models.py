@@ -390,6 +390,10 @@ def test_backbone_weights_of_another_network_are_refused() -> None:
     dropped = [key for key in state if key.startswith("0.") or "running" in key][:4]  # 30 of 34 is below 90%
     with pytest.raises(ModelError, match=r"file\.pth: only 30 of 34 tensors fit this network .*--weights none"):
         load_backbone(model, {key: value for key, value in state.items() if key not in dropped}, origin="file.pth")
+    deeper = {f"26.conv{number}.weight": torch.zeros(1) for number in range(5)}
+    assert "not used of the file: 26.conv0.weight" in load_backbone(light(), state | dict([*deeper.items()][:4]), origin="a")
+    with pytest.raises(ModelError, match=r"only 40 of its 45 tensors are of use here \(not 26\.conv0\.weight, for one"):
+        load_backbone(model, state | deeper, origin="file.pth")
     with pytest.raises(ModelError, match="only 0 of 34"):
         load_backbone(model, {"a": torch.zeros(1)}, origin="file.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

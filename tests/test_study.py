@@ -136,7 +136,7 @@ def test_what_a_group_is_called() -> None:
         BEST_seed42={"args": {"recipe": "mixup"}},
         old_seed42={"model": "resnet18"},
     )
-    assert [group.system for group in groups] == ["light CNN: balanced sampler", "mixup", "resnet18"]
+    assert [group.system for group in groups] == ["light CNN: balanced sampler", "light CNN: mixup", "resnet18"]
 
 
 def test_earlier_phases_are_found_by_their_checkpoint() -> None:
@@ -202,7 +202,7 @@ def test_study_csv() -> None:
         "f1_fear_mean,f1_happy_mean,f1_sad_mean,f1_surprise_mean,f1_neutral_mean,epochs,minutes_mean",
         'E0,"light CNN: softmax, cross-entropy",40;41,2,0.550000,0.070711,0.450000,0.070711,0.250000,0.200000,'
         "0.300000,0.400000,0.500000,0.600000,0.700000,2,2.50",
-        "mixup,mixup,,1,0.500000,,0.400000,,0.100000,,0.300000,0.400000,0.500000,0.600000,0.700000,1,0.50",
+        "mixup,light CNN: mixup,,1,0.500000,,0.400000,,0.100000,,0.300000,0.400000,0.500000,0.600000,0.700000,1,0.50",
         "",
     ]
 

@@ -758,7 +758,9 @@ def test_the_test_split_is_scored_after_training_where_the_recipe_says_so(
     assert "none.parquet is not there, so there is no test split to score" in capsys.readouterr().out
 
 
-def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path: Path) -> None:
+def test_no_epochs_only_score_a_checkpoint(
+    trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The figures are those saved at training, to the last digit; no network is written, but where this one comes from."""
     flags = [*short_training(drawn, tmp_path), "--epochs", "0", "--resume", str(trained / "best.pth"), "--exp", "again"]
     assert train.main([*flags, "--test_meta", str(drawn / "metadata_val.parquet")]) == 0
@@ -774,6 +776,18 @@ def test_no_epochs_only_score_a_checkpoint(trained: Path, drawn: Path, tmp_path:
     record = json.loads((tmp_path / "again" / "run.json").read_text(encoding="utf-8"))
     assert record["command"] == json.loads((trained / "run.json").read_text(encoding="utf-8"))["command"]
     assert record["scored"].startswith(f"python evaluate.py {trained / 'best.pth'}")
+    test = ["--test_meta", str(drawn / "metadata_test.parquet"), "--exp", "other"]
+    handed: list[list[str]] = []
+
+    def take(argv: list[str]) -> int:
+        handed.append(argv)
+        return 0
+
+    monkeypatch.setattr(evaluate, "main", take)
+    for declined, split in ((), "test"), (("--no-score_test", "--label_set", "affectnet7"), "val"):
+        assert train.main([*flags, *test, *declined]) == 0
+        assert str(drawn / f"metadata_{split}.parquet") in handed[-1]
+        assert ("--label_set affectnet7" in " ".join(handed[-1])) == (split == "val")
 
 
 # Our own network
