@@ -137,14 +137,15 @@ def write_pictures(
 
 
 def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str], *, title: str, paths: Sequence[Path]) -> None:
-    """Confusion matrix as counts and as shares of each true class, side by side; the same picture to every path."""
+    """Confusion matrix as counts and below as shares of each true class: side by side they are too small on a telephone; the
+    same picture to every path."""
     size = 1.6 + 0.62 * len(names)
-    with picture(paths, 2 * size, size, title) as figure:
-        left, right = figure.subplots(1, 2)
-        draw_matrix(left, counts, names, fmt="d")
-        left.set_title("rows")
-        draw_matrix(right, shares_of_true_class(counts), names, fmt=".2f", vmin=0.0, vmax=1.0)
-        right.set_title("share of the true class")
+    with picture(paths, size, 2 * size, title) as figure:
+        upper, lower = figure.subplots(2, 1)
+        draw_matrix(upper, counts, names, fmt="d")
+        upper.set_title("rows")
+        draw_matrix(lower, shares_of_true_class(counts), names, fmt=".2f", vmin=0.0, vmax=1.0)
+        lower.set_title("share of the true class")
 
 
 def plot_misclassification_heatmap(counts: np.ndarray, names: Sequence[str], *, title: str, paths: Sequence[Path]) -> None:
@@ -378,7 +379,7 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
                 axis.axvline(epoch - 0.5, color="0.5", linewidth=1, linestyle=":")
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
-            if len(panel) > 1:
+            if np.sum([np.isfinite(curves[key]).any() for key in panel]) > 1:
                 axis.legend(fontsize=10)
         figure.align_ylabels(axes)
         axes[-1].set_xlabel("epoch")

@@ -142,12 +142,12 @@ def test_names_are_no_formulas_and_may_have_any_letters(tmp_path: Path, recwarn:
 def test_confusion_matrix_shows_both_matrices(tmp_path: Path, written: list[Drawn]) -> None:
     counts = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
     figures.plot_confusion_matrix(counts, ("a", "b", "c"), title="t", paths=[tmp_path / "new" / "m.png", tmp_path / "n.png"])
-    left, right = written[0].figure.axes
-    assert [text.get_text() for text in left.texts] == ["3", "1", "0", "0", "2", "2", "0", "0", "0"]
-    assert [text.get_text() for text in right.texts] == ["0.75", "0.25", "0.00", "0.00", "0.50", "0.50"]  # c has no rows
+    upper, lower = written[0].figure.axes
+    assert [text.get_text() for text in upper.texts] == ["3", "1", "0", "0", "2", "2", "0", "0", "0"]
+    assert [text.get_text() for text in lower.texts] == ["0.75", "0.25", "0.00", "0.00", "0.50", "0.50"]  # c has no rows
     assert (tmp_path / "new" / "m.png").read_bytes() == (tmp_path / "n.png").read_bytes()
-    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
-    assert left.get_ylim() == (3, 0)  # the first class is on top
+    assert [label.get_text() for label in upper.get_yticklabels()] == ["a", "b", "c"]
+    assert upper.get_ylim() == (3, 0)  # the first class is on top
 
 
 def test_misclassification_heatmap_leaves_the_diagonal_out(tmp_path: Path, written: list[Drawn]) -> None:
