@@ -101,7 +101,7 @@ def test_every_picture_can_be_read(label_set: str, tmp_path: Path, written: list
         said = " ".join(figure.get_suptitle().split())
         assert said.startswith(TITLE)
         width, height = figure.get_size_inches()
-        assert 0.5 < width / height < 2.1
+        assert 0.45 < width / height < 2.1
     names = {f"{stem}{suffix}.png" for stem in STEMS for suffix in ("", "_val")} | {"ConfusionMatrix_m.png"}
     assert {path.name for path in tmp_path.iterdir()} == names  # and nothing temporary
     for stem in STEMS:
