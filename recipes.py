@@ -155,8 +155,8 @@ DOCUMENTED: dict[str, Documented] = {
     "four_class_better": Documented(
         "four-class ResNet-18 with better options",
         {"accuracy": (0.50, 0.60)},
-        "its teacher is the shipped network, which has learnt the FER+ votes of the training rows as well: `python "
-        "evaluate.py weights/fernet_votes.onnx --meta metadata_train.parquet --label_set fer4 --out runs/teacher_4class`",
+        "its teacher is our own network, which has learnt the FER+ votes of the training rows as well: `python evaluate.py "
+        "runs/fernet_votes_mean/best_int8.onnx --meta metadata_train.parquet --label_set fer4 --out runs/teacher_4class`",
     ),
     "multitask_synthetic": Documented(
         "multitask ResNet-50 on synthetic data: drawn faces",
