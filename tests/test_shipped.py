@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Of each file: the recipe and seed that it comes from, and where its figures are kept, by label set, with the end of the
 # keys of the plain view.
 SHIPPED: dict[str, tuple[str, int, dict[str, tuple[str, str]]]] = {
-    "fernet_votes": ("fernet_votes", 40, {"fer7": ("fernet_votes", "_plain"), "ferplus8": ("ferplus8", "_plain")}),
+    "fernet_votes": ("fernet_votes", 41, {"fer7": ("fernet_votes", "_plain"), "ferplus8": ("ferplus8", "_plain")}),
 }
 needs_fer2013 = pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
 needs_ferplus = pytest.mark.skipif("FERPLUS" not in os.environ, reason="FERPLUS is not set: path of fer2013new.csv")
