@@ -216,7 +216,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"app.py: {WITHOUT_GRADIO}", file=sys.stderr)
             return 2
         except (ModelError, DetectorError, OSError) as error:
-            print(f"app.py: {line_of(error)}", file=sys.stderr)
+            taken = "empty port" in str(error)  # gradio's words, with advice that is not for here
+            advice = f"port {args.port} is taken – give another: --port {args.port + 1}"
+            print(f"app.py: {advice if taken else line_of(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 0

@@ -78,13 +78,32 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert app.read(str(tmp_path / "text.jpg"), path, "fer7", detector="haar", model=None) == (None, why, None, None)
 
 
-def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `main` changes of the process is as before afterwards."""
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.usefixtures("restored")
+def test_without_gradio_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert app.main(["--no-browser"]) == 2
     assert capsys.readouterr().err == "app.py: gradio is missing – run: make app, or pip install -r requirements-app.txt\n"
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_port_that_is_taken_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken(*_: object, **__: object) -> str:
+        raise OSError("Cannot find empty port in range: 7000-7000. You can pass `server_port` to `launch()`.")
+
+    monkeypatch.setattr(app, "build_page", lambda **_: None)
+    monkeypatch.setattr(app, "launch", taken)
+    assert app.main(["--no-browser", "--port", "7000"]) == 2
+    assert capsys.readouterr() == ("", "app.py: port 7000 is taken – give another: --port 7001\n")
 
 
 def page_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, str]) -> Any:
