@@ -36,6 +36,7 @@ BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and 
 # What to do about the faults of image files that people meet most.
 HINTS = {
     "missing": "is the path right?",
+    "a folder, not a picture": "is there a picture in it?",
     "not an image": "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
     "truncated": "copy or download it again",
     f"larger than {MAX_PIXELS // 1_000_000} million pixels": "make it smaller first",
@@ -348,9 +349,10 @@ def save_explained(
         colour = np.where(share > 0, np.array(FOR_COLOUR), np.array(AGAINST_COLOUR)).astype(np.float32)
         weight = 0.75 * np.abs(share)
         marked = np.rint(picture * (1 - weight) + colour * weight).astype(np.uint8)
+        factor = math.exp(min(max(0.0, float(fall.max())), math.log(9999)))
         words = (
             (f"{prediction.label} {prediction.probabilities[prediction.label]:.0%}: hidden,", (0, 0, 0)),
-            (f"odds fall (to 1/{math.exp(max(0.0, float(fall.max()))):.2g})", FOR_COLOUR),
+            (f"odds fall (to 1/{factor:.{0 if factor >= 10 else 1}f})", FOR_COLOUR),
             ("or rise", AGAINST_COLOUR),
         )
         ground, left = np.full((28, 2 * EXPLAINED_PX, 3), 255, np.uint8), 6

@@ -42,7 +42,7 @@ VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells 
 BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
 CHECKPOINT_FORMAT = 1
 VGGFACE2_CKPT = "weight/resnet50_vggface2.pth"  # where the multitask document keeps them
-HEAD_KEYS = ("fc.", "classifier.", "regressor.", "votes.")  # not of a backbone
+HEAD_KEYS = ("classifier.", "regressor.", "votes.")  # not of a backbone, as fc. is not
 MIN_LOADED_FRACTION = 0.9  # of the backbone's tensors and of the file's; fewer means that it is of another network
 
 

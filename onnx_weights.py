@@ -75,7 +75,7 @@ def put_back(model: ExpressionNet, weights: dict[str, np.ndarray], pictures: Ten
 def trainable(path: str | os.PathLike[str], pictures: Tensor) -> Checkpoint:
     """The network of an ONNX file of export.py as a checkpoint that can be trained on, its BatchNorm measured on `pictures`
     (N, C, H, W). Raises ModelError where its weights cannot be put back, as with networks of another kind than ours, light
-    CNN and ResNet.
+    CNN and ResNet with linear heads.
     """
     network = OnnxNetwork(path)
     info, labels = network.info, network.heads["logits"]

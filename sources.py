@@ -119,8 +119,9 @@ def walk(folder: str, leave_out: Path | None = None) -> Iterator[str]:
 
 def read(name: str) -> np.ndarray:
     """A picture by its file name or address, RGB uint8 (H, W, 3). Raises ImageError."""
-    if is_folder(name):  # what is in folders was named one by one
-        raise ImageError("a folder without pictures")
+    if is_folder(name):  # what is in folders was named one by one, but for those on standard input
+        may_be_read = os.access(name, os.R_OK | os.X_OK)
+        raise ImageError("a folder, not a picture" if may_be_read else "unreadable")
     if not is_address(name):
         return read_image(name)
     if not name.lower().startswith(("http://", "https://")):
@@ -172,8 +173,8 @@ def fetch_from_web(address: str) -> bytes:
             content += part
             if len(content) > ADDRESS_MAX_BYTES:
                 raise ImageError(f"larger than {ADDRESS_MAX_BYTES // 1_000_000} MB")
-            if time.monotonic() > until:  # nobody waits for it any more
-                break
+            if time.monotonic() > until:
+                raise TimeoutError("too slow")
     return content
 
 

@@ -277,6 +277,7 @@ def append_history(path: Path, history: list[dict[str, float]]) -> None:
 CURVES = {
     "train_": "train/",
     "lr": "rate/lr",
+    "backbone_lr": "rate/backbone_lr",
     "time_s": "rate/time_s",
     "size_px": "rate/size_px",
     "val_loss": "val/loss",

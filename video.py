@@ -94,7 +94,7 @@ class Tracker:
     def __init__(self, fps: float = FPS_ASSUMED) -> None:
         self.tracks: list[Track] = []
         self.begun = 0
-        self.patience_s = max(PATIENCE_S, 2.5 / fps)  # two frames at least may be without a face
+        self.patience_s = max(PATIENCE_S, 2.5 / fps)  # a frame at least may be without a face
 
     def forget(self, time_s: float) -> None:
         """Drop the tracks that nobody can continue any more, where only the present counts."""

@@ -217,7 +217,7 @@ def test_pictures(scored: Path) -> None:
         assert read_image(scored / f"{stem}.png").std() > 10
         assert (scored / f"{stem}.png").read_bytes() == (scored / f"{stem}_val.png").read_bytes()
     picture = read_image(scored / "confusion_matrix.png")
-    assert picture.shape[1] > 1.5 * picture.shape[0] > 700  # two matrices side by side
+    assert picture.shape[0] > 1.5 * picture.shape[1] > 700  # two matrices, one below the other
     left, right = np.split(picture, [picture.shape[1] // 2], axis=1)
     assert left.std() > 20 and right.std() > 20
     assert (scored / "ConfusionMatrix_lightcnn.png").read_bytes() == (scored / "confusion_matrix.png").read_bytes()

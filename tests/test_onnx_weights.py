@@ -53,20 +53,22 @@ def pictures(count: int) -> torch.Tensor:
     return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("kind", "close"), [("float32", 1e-5), ("half", 1e-2), ("int8", 5e-2)])
+VOTED = {"width": 8, "attention": "cbam", "votes": True}
+
+
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "kind", "close"),
     [
-        ("fernet", {"width": 8, "attention": "cbam", "votes": True}),
-        ("lightcnn", {}),
-        ("resnet18_gray", {"attention": "spatial"}),
+        ("fernet", VOTED, "float32", 1e-5),
+        ("fernet", VOTED, "half", 1e-2),
+        ("fernet", VOTED, "int8", 5e-2),
+        ("lightcnn", {}, "float32", 1e-5),
+        ("resnet18_gray", {"attention": "spatial"}, "float32", 1e-5),
     ],
 )
 def test_put_back_it_answers_as_before(
     tmp_path: Path, name: str, options: dict[str, object], kind: str, close: float
 ) -> None:
-    if kind != "float32" and name != "fernet":
-        pytest.skip("the ways of storing a tensor are tried with one network")
     source, file = exported(tmp_path, name, kind, **options)
     before, images = load_checkpoint(source), pictures(32)
     again = trainable(file, images)
@@ -78,7 +80,6 @@ def test_put_back_it_answers_as_before(
             torch.testing.assert_close(getattr(found, head), values, rtol=0, atol=close * float(values.abs().max()))
     # Its BatchNorm is that of these pictures: it answers alike while it trains.
     training = again.model.train()
-    training.dropout.eval()
     for module in training.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
@@ -91,15 +92,16 @@ def test_put_back_it_answers_as_before(
 
 
 def test_integers_are_scaled_by_channel(tmp_path: Path) -> None:
-    """Against the float32 file: half a step of each channel's 127 at most."""
+    """Against the float32 file: half a step at most, of the 126 of each channel, or of the whole tensor in linear layers."""
     _, file = exported(tmp_path, "fernet", "int8", width=8)
     plain, rounded = read_weights(tmp_path / "float32.onnx"), read_weights(file)
     compared = [name for name, values in plain.items() if values.ndim > 1 and name in rounded]
     assert "backbone.6.conv1.weight" in compared and "classifier.weight" in compared
     for name in compared:
         rows = np.abs(plain[name]).reshape(len(plain[name]), -1).max(axis=1)
+        rows = np.full_like(rows, rows.max()) if plain[name].ndim == 2 else rows
         off = np.abs(plain[name] - rounded[name]).reshape(len(rows), -1).max(axis=1)
-        assert (off <= rows / 63 * 0.51 + 1e-7).all() or name.endswith("classifier.weight"), name
+        assert (off <= rows / 63 * 0.51 + 1e-7).all(), name
         assert off.max() > 0
 
 

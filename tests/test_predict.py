@@ -206,7 +206,7 @@ def test_detector_none_takes_every_picture_whole(
         ("text.jpg", "not an image", "JPEG, PNG, WebP, BMP, TIFF and GIF can be read"),
         ("empty.jpg", "empty", ""),
         ("cut.jpg", "truncated", "copy or download it again"),
-        ("folder.jpg", "a folder without pictures", ""),
+        ("folder.jpg", "a folder, not a picture", "is there a picture in it?"),
         ("nothing.jpg", "missing", "is the path right?"),
     ],
 )
@@ -231,7 +231,13 @@ def test_the_other_files_are_still_answered(checkpoint: str, pictures: Path, cap
     assert [line.split(": ")[0] for line in captured.err.splitlines()] == [paths[1], paths[2]]
     documents = answer_json(capsys, *paths, "--model", checkpoint, status=1)
     assert [document["path"] for document in documents] == paths
-    assert [document["error"] for document in documents] == [None, "not an image", "a folder without pictures", None, None]
+    assert [document["error"] for document in documents] == [
+        None,
+        "not an image",
+        "a folder, not a picture",
+        None,
+        None,
+    ]
     assert [len(document["faces"]) for document in documents] == [1, 0, 0, 0, 1]
 
 
@@ -474,7 +480,7 @@ ANSWERED = {
     "ein Foto 写真.jpg", "UPPER.JPG", "no_extension", "png_named.jpg",
 }  # fmt: skip
 REFUSED = {
-    "text.jpg": "not an image", "empty.jpg": "empty", "cut.jpg": "truncated", "folder.jpg": "a folder without pictures",
+    "text.jpg": "not an image", "empty.jpg": "empty", "cut.jpg": "truncated", "folder.jpg": "a folder, not a picture",
     "missing.jpg": "missing", "huge.png": "larger than 100 million pixels",
 }  # fmt: skip
 

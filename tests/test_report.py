@@ -329,7 +329,7 @@ def test_documented_systems_beside_their_figures(tmp_path: Path) -> None:
     ]
     assert cells_of(text, "[four_class]")[1:5] == ["0.50–0.60 / –", "**0.500**", "**0.400**", "angry F1 0.100"]
     assert cells_of(text, "[BEST]")[:5] == [
-        "[BEST](results/BEST_seed42) (mixup)",
+        "[BEST](results/BEST_seed42) (light CNN: mixup)",
         "–",
         "**0.500** (val)",
         "**0.400** (val)",

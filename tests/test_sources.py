@@ -94,6 +94,10 @@ def test_a_folder_that_may_not_be_opened_stands_for_itself(folder: Path, monkeyp
 
     monkeypatch.setattr(sources.os, "scandir", scandir)
     assert names(folder, "x") == ["x/1.gif", "x/2.PNG", "x/y"]
+    monkeypatch.setattr(sources.os, "access", lambda path, mode: Path(path).name != "y")  # root may open everything
+    for name, error in (("x/y", "unreadable"), ("x", "a folder, not a picture")):
+        with pytest.raises(ImageError, match=error):
+            sources.read(str(folder / name))
 
 
 def test_lists_on_standard_input(folder: Path) -> None:
