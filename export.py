@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from command_line import Parser, line_of
 from evaluate import EvaluationError, check_belongs, record_of, split_of
-from fer_transform import FERDataset, make_loader
+from fer_transform import FERDataset, drawn_pictures, make_loader
 from inference import BATCH_SIZE, Predictions, fit_temperature, run_inference
 from metadata_parallel import MetadataError, read_metadata
 from models import (
@@ -293,9 +293,8 @@ def export(
             if train_meta is None:
                 raise ExportError("--int8 is calibrated on training pictures – give --train_meta metadata_train.parquet")
             dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre)
-            chosen = np.random.default_rng(0).choice(len(dataset), size=min(calibration, len(dataset)), replace=False)
             written = Path(folder) / "int8.onnx"
-            write_int8(plain, written, [dataset[int(row)][0] for row in chosen])
+            write_int8(plain, written, drawn_pictures(dataset, calibration))
             write_metadata(written, describe_file(checkpoint, {}))
         temperatures = {}
         if val_meta is not None:

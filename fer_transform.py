@@ -407,6 +407,13 @@ class FERDataset(Dataset):
         return tensor, self.y_cls[row], self.y_reg[row], {key: shares[row] for key, shares in self.soft.items()}
 
 
+def drawn_pictures(dataset: FERDataset, count: int) -> list[Tensor]:
+    """Pictures of a dataset as input of a network, (C, H, W) each: `count` of them, or all where there are fewer, drawn
+    without repetition and each time the same."""
+    rows = np.random.default_rng(0).choice(len(dataset), size=min(count, len(dataset)), replace=False)
+    return [dataset[int(row)][0] for row in rows]
+
+
 def default_workers(device: torch.device) -> int:
     """Worker processes of a DataLoader: none on Windows (they hang there, says the report) and none for a CPU, whose
     cores are the network's; for a GPU one a core, at most 8."""

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import evaluate
 from command_line import line_of
 from evaluate import score, write_text
-from fer_transform import BatchLoader, FERDataset, default_workers, epoch_seed, make_loader
+from fer_transform import BatchLoader, FERDataset, default_workers, drawn_pictures, epoch_seed, make_loader
 from figures import plot_history
 from inference import BATCH_SIZE, run_inference
 from labels import LABEL_SETS, LabelSet
@@ -420,8 +420,7 @@ def initial_network(args: argparse.Namespace) -> Checkpoint:
     if isinstance(initial.model, ExpressionNet):
         return initial
     rows = FERDataset(args.train_meta, preprocess=initial.preprocess, data_root=args.data_root)
-    chosen = np.random.default_rng(0).choice(len(rows), size=min(INIT_PICTURES, len(rows)), replace=False)
-    return trainable(args.init, torch.stack([rows[int(row)][0] for row in chosen]))
+    return trainable(args.init, torch.stack(drawn_pictures(rows, INIT_PICTURES)))
 
 
 def prepare_network(
