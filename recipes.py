@@ -15,7 +15,7 @@ BASE: dict[str, Any] = {
     "weights": "none", "vggface2_preprocess": "imagenet", "init": None, "freeze_epochs": None, "unfreeze_all_at": None,
     "optimizer": "adam", "lr": 1e-3, "backbone_lr": None, "weight_decay": 0.0, "decay_norms": True,
     "schedule": "cosine", "step_epochs": 7, "gamma": 0.1, "plateau_patience": 2, "warmup_epochs": 0, "grad_clip": None,
-    "first_size": None, "sampler": "default", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0,
+    "first_size": None, "sampler": "default", "mixup": 0.0, "cutmix": 0.0, "sam": 0.0, "ema": 0.0,
     "loss": "ce", "focal_gamma": 2.0, "weight_mode": "inv_sqrt", "beta": 0.999, "class_weight": None,
     "drw_epoch": None, "tau": 1.0,
     "label_smoothing": 0.0, "reg_loss": "mse", "reg_weight": 0.5, "votes_weight": 0.0,

@@ -111,6 +111,7 @@ def build_parser(description: str | None = None) -> Parser:
     flag("ema", type=float, help="decay a step of a running mean of the weights, which is then scored and kept; 0 for none")
     flag("mixup", type=float, help="α of mixup's Beta distribution, 0 for none")
     flag("cutmix", type=float, help="α of cutmix's, 0 for none; with --mixup a coin decides for every batch")
+    flag("sam", type=float, help="ρ of sharpness-aware minimisation, 0 for none: each step takes two")
     flag("loss", choices=sorted(LOSSES), help="cross-entropy, plain or class-weighted (wce), or one made for rare classes")
     flag("focal_gamma", type=float, help="γ of --loss focal")
     flag(
@@ -155,10 +156,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "width": (8, math.inf), "stochastic_depth": (0, 0.999), "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf),
     "lr": (1e-12, math.inf), "backbone_lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf),
     "step_epochs": (1, math.inf), "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "warmup_epochs": (0, math.inf),
-    "ema": (0, 1 - 1e-9), "mixup": (0, math.inf), "cutmix": (0, math.inf), "focal_gamma": (0, math.inf),
-    "beta": (0, 1 - 1e-9), "drw_epoch": (1, math.inf), "tau": (0, math.inf), "label_smoothing": (0, 1),
-    "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1), "patience": (0, math.inf),
-    "workers": (0, math.inf), "seed": (0, 2**32 - 1),
+    "ema": (0, 1 - 1e-9), "mixup": (0, math.inf), "cutmix": (0, math.inf), "sam": (0, math.inf),
+    "focal_gamma": (0, math.inf), "beta": (0, 1 - 1e-9), "drw_epoch": (1, math.inf), "tau": (0, math.inf),
+    "label_smoothing": (0, 1), "reg_weight": (0, math.inf), "votes_weight": (0, math.inf), "teacher_weight": (0, 1),
+    "patience": (0, math.inf), "workers": (0, math.inf), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 # What makes a run what it is: resuming with another value would describe the network or its choice wrongly.
 KEPT_BY_RESUME = (

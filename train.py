@@ -20,8 +20,9 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from models import (
     Checkpoint,
     ExpressionNet,
     ModelError,
+    Output,
     better_preprocess,
     build_model,
     choose_device,
@@ -93,12 +95,14 @@ def train_one_epoch(
     grad_clip: float | None,
     mixup: float,
     cutmix: float,
+    sam: float,
     average: AveragedModel | None,
     label: str,
 ) -> dict[str, float]:
     """One pass over the training rows; returns the means of the losses and the accuracy, all on augmented images.
 
-    `average`, the running mean of the weights, follows every step.
+    `average`, the running mean of the weights, follows every step. With `sam` above 0 the gradient is that of the same
+    batch after a step of that length uphill, which is then taken back: sharpness-aware minimisation (Foret et al. 2021).
 
     Batches are mixed by `mix`, and the accuracy counts the label of the larger share. Raises TrainingError when the loss is
     no longer a number.
@@ -115,15 +119,19 @@ def train_one_epoch(
         soft = {key: shares.to(device, non_blocking=True) for key, shares in soft.items()}
         images, share, other = mix(images, mixup=mixup, cutmix=cutmix)
         images = images.contiguous(memory_format=layout)
+
+        losses = partial(mixed_loss, criterion, y_cls=y_cls, y_reg=y_reg, soft=soft, share=share, other=other)
         with autocast(device, dtype):
             output = model(images)
-        loss = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft)
-        if other is not None:
-            others = {key: shares[other] for key, shares in soft.items()}
-            second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, others)
-            loss = LossParts(*(share * a + (1.0 - share) * b for a, b in zip(loss, second, strict=True)))
+        loss = losses(output)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss.total).backward()
+        if sam > 0.0:
+            with uphill(model, sam):
+                with autocast(device, dtype):
+                    output_uphill = model(images)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(losses(output_uphill).total).backward()
         if grad_clip is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
@@ -171,12 +179,55 @@ def mix(images: Tensor, *, mixup: float, cutmix: float) -> tuple[Tensor, float, 
     return mixed, 1.0 - tall * wide / (height * width), other
 
 
+def mixed_loss(
+    criterion: MultitaskLoss,
+    output: Output,
+    *,
+    y_cls: Tensor,
+    y_reg: Tensor,
+    soft: dict[str, Tensor],
+    share: float,
+    other: Tensor | None,
+) -> LossParts:
+    """The loss of images mixed by `mix`: `share` of it by their own labels, the rest by those in the order `other`."""
+    own = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft)
+    if other is None:
+        return own
+    others = {key: shares[other] for key, shares in soft.items()}
+    second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, others)
+    return LossParts(*(share * a + (1.0 - share) * b for a, b in zip(own, second, strict=True)))
+
+
 def larger_share(alpha: float) -> float:
     """The larger share of two images, max(λ, 1 − λ) with λ from Beta(alpha, alpha); 1 at alpha 0."""
     if alpha == 0.0:
         return 1.0
     share = torch.distributions.Beta(alpha, alpha).sample().item()
     return max(share, 1.0 - share)
+
+
+@contextmanager
+def uphill(model: nn.Module, length: float) -> Iterator[None]:
+    """The weights moved by `length` along their gradients, and BatchNorm's running statistics at rest, for as long as the
+    context lasts. Gradients that are no numbers, as float16's scaler tries them, move nothing."""
+    moved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    before = [parameter.detach().clone() for parameter, _ in moved]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        scale = length / torch.stack([gradient.norm() for _, gradient in moved]).norm()
+        for parameter, gradient in moved:
+            parameter.add_(torch.nan_to_num(gradient * scale, nan=0.0, posinf=0.0, neginf=0.0))
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (parameter, _), weights in zip(moved, before, strict=True):
+                parameter.copy_(weights)
+        for norm, kept in zip(norms, momentum, strict=True):
+            norm.momentum = kept
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -674,6 +725,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 grad_clip=args.grad_clip,
                 mixup=args.mixup,
                 cutmix=args.cutmix,
+                sam=args.sam,
                 average=average,
                 label=f"epoch {epoch}/{args.epochs}",
             )

@@ -465,6 +465,7 @@ def test_every_option_of_the_loss_trains(drawn: Path, tmp_path: Path, capsys: py
         "focal": "--loss focal --focal_gamma 1 --weight_mode effective --beta 0.99",
         "adjusted": "--loss logit_adjusted --tau 0.5 --sampler balanced",
         "cutmix": "--cutmix 0.4",
+        "sam": "--sam 0.05",
         "mixup": "--mixup 0.4 --reg_loss ccc+mse --backbone_lr 1e-4",
     }
     for exp, words in variants.items():
@@ -513,7 +514,7 @@ class Brightness(torch.nn.Module):
 
 def one_epoch(network: Any, batches: Any, criterion: Any, *, lr: float, **options: Any) -> dict[str, float]:
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    options = {"grad_clip": None, "mixup": 0.0, "cutmix": 0.0, "average": None, "label": "test"} | options
+    options = {"grad_clip": None, "mixup": 0.0, "cutmix": 0.0, "sam": 0.0, "average": None, "label": "test"} | options
     scaler, device = torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu")
     return train.train_one_epoch(
         network, batches, criterion, optimizer, scaler, device=device, dtype=torch.float32, **options
@@ -532,6 +533,38 @@ def test_the_figures_of_an_epoch_are_means_over_its_rows() -> None:
     assert means["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, y_cls).item(), rel=1e-5)
     assert means["train_accuracy"] == pytest.approx((logits.argmax(dim=1) == y_cls).double().mean().item())
     assert 0.3 < means["train_accuracy"] < 0.7 and len(batches) > 2 * train.FETCHED_EVERY
+
+
+def test_sharpness_aware_minimisation_descends_by_the_gradient_uphill() -> None:
+    """Of brightness 1 and class 1 the loss at scale s is log(1 + exp(2 s)), its gradient 2 / (1 + exp(−2 s))."""
+    batch: Any = (torch.ones(2, 1, 4, 4), torch.tensor([1, 1]), torch.full((2, 2), math.nan), {})
+    network = Brightness()
+    means = one_epoch(network, [batch], build_loss("ce", counts=torch.ones(2), reg_weight=0.0), lr=0.5, sam=0.3)
+    assert network.scale.item() == pytest.approx(1.0 - 0.5 * 2 / (1 + math.exp(-2 * 1.3)), rel=1e-5)
+    assert means["train_loss"] == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)  # of the weights as they are
+
+
+def test_uphill_the_weights_are_moved_and_the_statistics_at_rest() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    pictures = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    network(pictures).square().sum().backward()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    with train.uphill(network, 0.5):
+        moves = [now - before[name] for name, now in network.named_parameters()]
+        network(pictures + 1.0)
+    assert torch.cat([move.flatten() for move in moves]).norm().item() == pytest.approx(0.5, rel=1e-4)
+    along = torch.nn.functional.cosine_similarity(
+        torch.cat([move.flatten() for move in moves]), torch.cat([gradient.flatten() for gradient in gradients]), dim=0
+    )
+    assert along.item() == pytest.approx(1.0, abs=1e-5)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], kept) for name, kept in before.items() if "num_batches" not in name)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    with train.uphill(network, 0.5):
+        assert all(torch.equal(now, before[name]) for name, now in network.named_parameters())
+    assert network[1].momentum == 0.1
 
 
 def test_gradients_are_clipped() -> None:
