@@ -117,7 +117,7 @@ def randaugment_augmentation(size_px: int) -> list[Any]:
         A.Affine(rotate=(-9, 9), fill=0, p=1.0),
         A.RandomBrightnessContrast(brightness_limit=share, contrast_limit=0.0, p=1.0),
         A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=share, p=1.0),
-        A.Sharpen(alpha=(0.0, share), lightness=(1.0, 1.0), p=1.0),
+        A.Sharpen(alpha=(0.0, share / 13), lightness=(1.0, 1.0), p=1.0),  # Pillow's kernel is a 13th as sharp
         A.Posterize(num_bits=7, p=1.0),
         A.Solarize(threshold_range=(0.7, 0.7), p=1.0),
         A.AutoContrast(p=1.0),
