@@ -287,13 +287,13 @@ def read_teacher(path: str | os.PathLike[str], rows: Any, labels: LabelSet, y_cl
     return np.stack([np.full(len(labels), np.nan, np.float32) if at is None else shares[at] for at in found])
 
 
-def shares_among(votes: Tensor, labels: LabelSet) -> Tensor:
-    """Shares of FER+'s eight classes (N, 8) as shares of `labels` (N, classes), by name; NaN in rows without votes."""
-    shares = votes.new_zeros(len(votes), len(labels))
-    for index, target in enumerate(remap(LABEL_SETS["ferplus8"], labels)):
+def shares_among(shares: Tensor, source: LabelSet, labels: LabelSet) -> Tensor:
+    """Shares of the classes of `source` (N, classes) as shares of `labels`, summed by name; NaN in rows that have none."""
+    summed = shares.new_zeros(len(shares), len(labels))
+    for index, target in enumerate(remap(source, labels)):
         if target is not None:
-            shares[:, target] += votes[:, index]
-    return shares / shares.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
+            summed[:, target] += shares[:, index]
+    return summed / summed.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
 
 
 def row_keys(rows: Any) -> list[tuple[str, int]]:
@@ -357,7 +357,7 @@ class FERDataset(Dataset):
         if teacher == "votes":
             if not voted:
                 raise MetadataError(f"{parquet} has no FER+ votes to learn from – index with --ferplus fer2013new.csv")
-            self.soft["teacher"] = shares_among(self.soft["votes"], self.labels)
+            self.soft["teacher"] = shares_among(self.soft["votes"], LABEL_SETS["ferplus8"], self.labels)
         elif teacher is not None:
             self.soft["teacher"] = torch.tensor(read_teacher(teacher, rows, self.labels, self.y_cls))
         self.images = None if self.info["images"] is None else Path(parquet).parent / self.info["images"]

@@ -180,7 +180,8 @@ class LossParts(NamedTuple):
 class MultitaskLoss(nn.Module):
     """classification + reg_weight · affect, the sum of the multitask report (there cross-entropy, MSE and 0.5), and
     votes_weight · the cross-entropy of the FER+ votes. With a teacher's probabilities a share teacher_weight of the
-    classification loss is the cross-entropy of those (Hinton et al. 2015, at temperature 1).
+    classification loss, and of the votes' where it knows them, is the cross-entropy of those (Hinton et al. 2015, at
+    temperature 1).
 
     weights, margins and offsets: (classes,) or None; margins are taken from the true class's logit, offsets added to all
     logits; arcface: (scale, margin) or None; focal_gamma: None for cross-entropy; label_smoothing: in [0, 1). `weighting`
@@ -242,15 +243,18 @@ class MultitaskLoss(nn.Module):
         soft: Mapping[str, Tensor] | None = None,
     ) -> LossParts:
         """logits (N, classes), affect (N, 2) or None, y_cls (N,) long, y_reg (N, 2) with NaN where missing, votes (N, 8)
-        logits or None; soft: shares "votes" (N, 8) and "teacher" (N, classes), NaN in rows where they are missing."""
+        logits or None; soft: shares "votes" (N, 8), "teacher" (N, classes) and "teacher_votes" (N, 8), NaN in rows where
+        they are missing."""
         soft = soft or {}
         classification = self.classification(logits, y_cls)
         if self.teacher_weight and "teacher" in soft:
             taught = soft_cross_entropy(logits, soft["teacher"])
-            classification = (1.0 - self.teacher_weight) * classification + self.teacher_weight * taught
+            classification = torch.lerp(classification, taught, self.teacher_weight)
         nothing = classification.new_zeros(())
         regression = self.reg_loss(affect, y_reg) if affect is not None else nothing
         voted = soft_cross_entropy(votes, soft["votes"]) if votes is not None and "votes" in soft else nothing
+        if self.teacher_weight and votes is not None and "teacher_votes" in soft:
+            voted = torch.lerp(voted, soft_cross_entropy(votes, soft["teacher_votes"]), self.teacher_weight)
         total = classification + self.reg_weight * regression + self.votes_weight * voted
         return LossParts(total, classification, regression, voted)
 

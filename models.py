@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -476,7 +477,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     answers in the place of its checkpoint, on the CPU.
     """
     if Path(path).suffix.lower() == ".onnx":
-        network = OnnxNetwork(path)
+        network = OnnxNetwork(path, threads=torch.get_num_threads())
         head = "logits" if label_set is None else head_for(network.heads, LABEL_SETS[label_set])
         model: Any = OnnxModule(network, head)
         return Checkpoint(model, network.heads[model.head], network.preprocess, network.info)
@@ -542,6 +543,11 @@ def versions() -> dict[str, str]:
 
 
 # --- device and precision -----------------------------------------------------------------------------------------------
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to `dtype`, or nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -38,10 +38,11 @@ class OnnxNetwork:
     heads: the label set of each classifier, by the name of its output ("logits", and "votes" where there is a second);
     temperatures: by what their logits are divided, by the same names; affect: whether it knows valence and arousal;
     preprocess: how its input is made; info: everything else that the file says. `device`: cpu, cuda, cuda:1, or auto, which
-    is CUDA (which comes with onnxruntime-gpu) where it is there, each process of torchrun its own. Raises ModelError.
+    is CUDA (which comes with onnxruntime-gpu) where it is there, each process of torchrun its own. `threads`: of the CPU, by
+    default one a core. Raises ModelError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str = "cpu") -> None:
+    def __init__(self, path: str | os.PathLike[str], *, device: str = "cpu", threads: int = 0) -> None:
         if not Path(path).is_file():
             raise ModelError(f"{path} not found – is the path right? Such a file is made by: python export.py CKPT {path}")
         try:
@@ -52,6 +53,7 @@ class OnnxNetwork:
             raise ModelError(f"{path} may not be read – look at its permissions")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is said below
+        options.intra_op_num_threads = threads
         kind, _, number = device.partition(":")
         there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         gpu = there and kind != "cpu"

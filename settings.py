@@ -128,8 +128,9 @@ def build_parser(description: str | None = None) -> Parser:
     flag("reg_weight", type=float, help="weight of the valence/arousal loss")
     flag("votes_weight", type=float, help="weight of the loss of a second head, which learns FER+ votes; 0 for none")
     flag(
-        "teacher", metavar="PARQUET|votes",
-        help="predictions.parquet of the training rows by another network, to learn from; or their FER+ votes",
+        "teacher", metavar="PARQUET|votes|CKPT,…",
+        help="what to learn from, too: predictions.parquet of the training rows by another network; their FER+ votes; or "
+        "networks (checkpoints, run folders, ONNX files), of which each batch asks one about its augmented pictures",
     )  # fmt: skip
     flag("teacher_weight", type=float, help="share of the classification loss that is the teacher's")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
@@ -253,7 +254,7 @@ def check(args: argparse.Namespace) -> None:
     if LOSSES[args.loss].margins and args.head == "softmax":
         raise TrainingError(f"--loss {args.loss} sets margins between cosines – add --head cosine")
     if args.teacher is None and args.teacher_weight != recipe["teacher_weight"]:
-        raise TrainingError("--teacher_weight does nothing here – add --teacher PARQUET")
+        raise TrainingError("--teacher_weight does nothing here – add --teacher CKPT")
     if args.teacher is not None and args.teacher_weight == 0.0:
         raise TrainingError("--teacher does nothing with --teacher_weight 0 – give a larger one")
     for name in ("weights", "vggface2_ckpt", "vggface2_preprocess"):

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,7 @@ from models import (
     ExpressionNet,
     ModelError,
     Output,
+    autocast,
     better_preprocess,
     build_model,
     choose_device,
@@ -75,6 +76,7 @@ from models import (
 )
 from onnx_weights import trainable
 from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch
+from teacher import Teacher, is_network
 
 FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
 INIT_PICTURES = 256  # on which the BatchNorm of an ONNX file is measured
@@ -96,6 +98,7 @@ def train_one_epoch(
     mixup: float,
     cutmix: float,
     sam: float,
+    teacher: Teacher | None,
     average: AveragedModel | None,
     label: str,
 ) -> dict[str, float]:
@@ -120,7 +123,8 @@ def train_one_epoch(
         images, share, other = mix(images, mixup=mixup, cutmix=cutmix)
         images = images.contiguous(memory_format=layout)
 
-        losses = partial(mixed_loss, criterion, y_cls=y_cls, y_reg=y_reg, soft=soft, share=share, other=other)
+        taught = {} if teacher is None else teacher(images)
+        losses = partial(mixed_loss, criterion, y_cls=y_cls, y_reg=y_reg, soft=soft, taught=taught, share=share, other=other)
         with autocast(device, dtype):
             output = model(images)
         loss = losses(output)
@@ -186,14 +190,16 @@ def mixed_loss(
     y_cls: Tensor,
     y_reg: Tensor,
     soft: dict[str, Tensor],
+    taught: dict[str, Tensor],
     share: float,
     other: Tensor | None,
 ) -> LossParts:
-    """The loss of images mixed by `mix`: `share` of it by their own labels, the rest by those in the order `other`."""
-    own = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft)
+    """The loss of images mixed by `mix`: `share` of it by their own labels and soft ones, the rest by those in the order
+    `other`; `taught` are soft labels of the mixtures themselves."""
+    own = criterion(output.logits, output.affect, y_cls, y_reg, output.votes, soft | taught)
     if other is None:
         return own
-    others = {key: shares[other] for key, shares in soft.items()}
+    others = {key: shares[other] for key, shares in soft.items()} | taught
     second = criterion(output.logits, output.affect, y_cls[other], y_reg[other], output.votes, others)
     return LossParts(*(share * a + (1.0 - share) * b for a, b in zip(own, second, strict=True)))
 
@@ -228,11 +234,6 @@ def uphill(model: nn.Module, length: float) -> Iterator[None]:
                 parameter.copy_(weights)
         for norm, kept in zip(norms, momentum, strict=True):
             norm.momentum = kept
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast to `dtype`, or nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def validate(
@@ -407,7 +408,12 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
         "drop_invalid_va": args.drop_invalid_va,
     }
     train_set = FERDataset(
-        args.train_meta, labels=labels, augment=args.augment, seed=args.seed, teacher=args.teacher, **common
+        args.train_meta,
+        labels=labels,
+        augment=args.augment,
+        seed=args.seed,
+        teacher=None if is_network(args.teacher) else args.teacher,
+        **common,
     )
     val_set = FERDataset(args.val_meta, labels=train_set.labels, **common)
     for name, dataset, split in (("training", train_set, "train"), ("validation", val_set, "val")):
@@ -662,6 +668,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     counts = class_counts(train_set.y_cls, len(train_set.labels))
     criterion = prepare_loss(args, counts, train_set.labels).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
+    known: dict[str, Any] = {"labels": train_set.labels, "preprocess": preprocess, "device": device, "dtype": dtype}
+    teacher = Teacher(args.teacher.split(","), **known) if is_network(args.teacher) else None
     optimizer = prepare_optimizer(args, model)
     average = prepare_average(args, model)
     scored: Any = model if average is None else average.module
@@ -726,6 +734,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 mixup=args.mixup,
                 cutmix=args.cutmix,
                 sam=args.sam,
+                teacher=teacher,
                 average=average,
                 label=f"epoch {epoch}/{args.epochs}",
             )

@@ -619,14 +619,15 @@ def test_the_winners_of_the_votes(voted: Path, pixels: Path) -> None:
 
 def test_votes_teach_by_their_shares_among_the_labels(voted: Path, pixels: Path) -> None:
     votes = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.4], [0, 0, 0, 0, 0, 0, 0, 1.0], [math.nan] * 8])
-    shares = shares_among(votes, LABEL_SETS["fer7"])  # contempt is none of its classes
+    shares = shares_among(votes, LABEL_SETS["ferplus8"], LABEL_SETS["fer7"])  # contempt is none of its classes
     expected = {"neutral": 1 / 6, "happy": 2 / 6, "sad": 3 / 6}
     assert shares[0].tolist() == pytest.approx([expected.get(name, 0.0) for name in LABEL_SETS["fer7"].names])
     assert shares[1:].isnan().all()
-    merged = shares_among(votes, LABEL_SETS["fer4"])
+    merged = shares_among(votes, LABEL_SETS["ferplus8"], LABEL_SETS["fer4"])
     assert merged[0].tolist() == pytest.approx([expected.get(name, 0.0) for name in LABEL_SETS["fer4"].names])
     dataset = FERDataset(voted / "metadata_train.parquet", preprocess=GREY_48, teacher="votes")
-    torch.testing.assert_close(dataset.soft["teacher"], shares_among(dataset.soft["votes"], dataset.labels), equal_nan=True)
+    shares = shares_among(dataset.soft["votes"], LABEL_SETS["ferplus8"], dataset.labels)
+    torch.testing.assert_close(dataset.soft["teacher"], shares, equal_nan=True)
     with pytest.raises(MetadataError, match="index with --ferplus"):
         FERDataset(pixels / "metadata_train.parquet", preprocess=GREY_48, teacher="votes")
 

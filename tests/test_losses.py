@@ -374,6 +374,23 @@ def test_votes_are_a_third_part_of_the_loss() -> None:
     assert parts.total.item() == pytest.approx(plain.total.item() + 0.25 * parts.votes.item(), rel=1e-5)
 
 
+def test_a_teacher_of_votes_has_its_share_of_their_loss() -> None:
+    """Rows without votes learn from the teacher alone; where it has no share, what it says of votes counts for nothing."""
+    generator = torch.Generator().manual_seed(4)
+    logits, votes = torch.randn(6, 5, generator=generator), torch.randn(6, 8, generator=generator)
+    soft = {"votes": torch.rand(6, 8, generator=generator).softmax(dim=1), "teacher": logits.flip(0).softmax(dim=1)}
+    soft["votes"][:2] = math.nan
+    said = torch.rand(6, 8, generator=generator).softmax(dim=1)
+    batch = (logits, None, torch.arange(6) % 5, torch.full((6, 2), math.nan), votes)
+    for share in (0.0, 0.3):
+        criterion = build_loss("ce", counts=torch.ones(5), reg_weight=0.0, votes_weight=2.0, teacher_weight=share)
+        voted = soft_cross_entropy(votes[2:], soft["votes"][2:]).item()
+        expected = (1 - share) * voted + share * soft_cross_entropy(votes, said).item()
+        loss = criterion(*batch, soft | {"teacher_votes": said})
+        assert loss.votes.item() == pytest.approx(expected)
+        assert loss.total.item() == pytest.approx(loss.classification.item() + 2.0 * expected)
+
+
 def test_a_teacher_has_its_share_of_the_classification_loss() -> None:
     logits, affect, y_cls, y_reg = random_batch(2)
     soft = {"teacher": torch.rand(logits.shape).softmax(dim=1)}

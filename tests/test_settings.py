@@ -164,7 +164,7 @@ def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], flags: str) ->
         ("--loss wce --drw_epoch 9", "--drw_epoch 9 comes after the last of 3 epochs"),
         ("--vggface2_ckpt a.pth", "--vggface2_ckpt does nothing here – add --weights auto or --weights vggface2"),
         ("--test_meta a.parquet", "--test_meta does nothing here – add --score_test"),
-        ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher PARQUET"),
+        ("--teacher_weight 0.3", "--teacher_weight does nothing here – add --teacher CKPT"),
         ("--mixup inf", "--mixup must lie between"),
         ("--class_weight fear=2", "--class_weight does nothing here – add --loss"),
         ("--loss wce --class_weight fear", "--class_weight fear: give LABEL=FACTOR, above 0, of neutral, happy"),

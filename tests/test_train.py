@@ -514,7 +514,15 @@ class Brightness(torch.nn.Module):
 
 def one_epoch(network: Any, batches: Any, criterion: Any, *, lr: float, **options: Any) -> dict[str, float]:
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    options = {"grad_clip": None, "mixup": 0.0, "cutmix": 0.0, "sam": 0.0, "average": None, "label": "test"} | options
+    options = {
+        "grad_clip": None,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "sam": 0.0,
+        "teacher": None,
+        "average": None,
+        "label": "test",
+    } | options
     scaler, device = torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu")
     return train.train_one_epoch(
         network, batches, criterion, optimizer, scaler, device=device, dtype=torch.float32, **options
@@ -955,3 +963,15 @@ def test_a_student_learns_from_the_predictions_of_another(voted: Path, tmp_path:
     assert alone["train_loss_votes"] == pytest.approx(taught["train_loss_votes"], rel=0.2)
     missing = ["--teacher", str(tmp_path / "none.parquet"), "--exp", "no"]
     assert train.main([*flags, *missing]) == 2
+
+
+def test_a_student_asks_two_networks(voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*fernet_flags(voted, tmp_path), "--no-score_test", "--epochs", "1", "--mixup", "0.4"]
+    assert train.main([*flags, "--exp", "master"]) == 0
+    assert train.main([*flags, "--exp", "other", "--seed", "4"]) == 0
+    named = f"{tmp_path / 'master'},{tmp_path / 'other'}"
+    assert train.main([*flags, "--exp", "student", "--teacher", named, "--teacher_weight", "0.9"]) == 0
+    alone, taught = (history_of(tmp_path / name)[0] for name in ("master", "student"))
+    assert alone["train_loss_cls"] != taught["train_loss_cls"] and alone["train_loss_votes"] != taught["train_loss_votes"]
+    capsys.readouterr()
+    assert "not found" in error_of(capsys, *flags, "--exp", "no", "--teacher", f"{named},runs/none.onnx")
