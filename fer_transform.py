@@ -104,26 +104,30 @@ def four_class_augmentation(size_px: int) -> list[Any]:
 
 
 def randaugment_augmentation(size_px: int) -> list[Any]:
-    """RandAugment (Cubuk et al. 2020) for grey faces: flip, then two of its operations, the same one perhaps twice, at
-    the strengths that magnitude 9 of 30 has in torchvision. Its colour operation, which does nothing to grey, is left out.
+    """RandAugment (Cubuk et al. 2020) for grey faces: flip, then two of its operations, the same one perhaps twice, up to
+    the strengths that magnitude 9 of 30 has in torchvision, which has them at just these. Its colour operation, which does
+    nothing to grey, is left out.
     """
     import albumentations as A
 
     shear_deg, shift, share = 5.1, 0.136, 0.27
+    still = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": (0.0, 0.0)}
     operations = [
         A.NoOp(p=1.0),
-        *(A.Affine(shear={axis: (-shear_deg, shear_deg)}, fill=0, p=1.0) for axis in "xy"),
-        *(A.Affine(translate_percent={axis: (-shift, shift)}, fill=0, p=1.0) for axis in "xy"),
+        A.Affine(shear={"x": (-shear_deg, shear_deg), "y": (0.0, 0.0)}, fill=0, p=1.0),
+        A.Affine(shear={"x": (0.0, 0.0), "y": (-shear_deg, shear_deg)}, fill=0, p=1.0),
+        A.Affine(translate_percent={"x": (-shift, shift), "y": (0.0, 0.0)}, fill=0, p=1.0),
+        A.Affine(translate_percent={"x": (0.0, 0.0), "y": (-shift, shift)}, fill=0, p=1.0),
         A.Affine(rotate=(-9, 9), fill=0, p=1.0),
-        A.RandomBrightnessContrast(brightness_limit=share, contrast_limit=0.0, p=1.0),
-        A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=share, p=1.0),
+        A.ColorJitter(**still | {"brightness": (1 - share, 1 + share)}, p=1.0),
+        A.ColorJitter(**still | {"contrast": (1 - share, 1 + share)}, p=1.0),
         A.Sharpen(alpha=(0.0, share / 13), lightness=(1.0, 1.0), p=1.0),  # Pillow's kernel is a 13th as sharp
         A.Posterize(num_bits=7, p=1.0),
         A.Solarize(threshold_range=(0.7, 0.7), p=1.0),
-        A.AutoContrast(p=1.0),
+        A.AutoContrast(method="pil", p=1.0),
         A.Equalize(p=1.0),
     ]
-    return [A.Resize(size_px, size_px), A.HorizontalFlip(p=0.5), A.SomeOf(operations, n=2, replace=True, p=1.0)]
+    return [A.Resize(size_px, size_px), A.HorizontalFlip(p=0.5), A.RandomOrder(operations, n=2, replace=True, p=1.0)]
 
 
 AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {
@@ -209,11 +213,11 @@ BATCH_AUGMENTATIONS = {
     ),
     # Half and about one and a half times as much, to measure what the strengths above are worth.
     "fernet_light": BatchAugmentation(
-        rotate_deg=7.5, scale=(0.93, 1.07), shift=0.05, brightness=0.075, contrast=0.15, erase=0.0, erase_area=(0.02, 0.2),
+        rotate_deg=7.5, scale=(0.93, 1.07), shift=0.05, brightness=0.075, contrast=0.15, erase=0.125, erase_area=(0.02, 0.1),
         unwarped=0.25,
     ),
     "fernet_strong": BatchAugmentation(
-        rotate_deg=22.5, scale=(0.8, 1.25), shift=0.15, brightness=0.225, contrast=0.45, erase=0.5, erase_area=(0.02, 0.3),
+        rotate_deg=22.5, scale=(0.8, 1.25), shift=0.15, brightness=0.225, contrast=0.45, erase=0.375, erase_area=(0.02, 0.3),
         unwarped=0.25,
     ),
 }  # fmt: skip

@@ -132,7 +132,7 @@ def build_parser(description: str | None = None) -> Parser:
         help="what to learn from, too: predictions.parquet of the training rows by another network; their FER+ votes; or "
         "networks (checkpoints, run folders, ONNX files), of which each batch asks one about its augmented pictures",
     )  # fmt: skip
-    flag("teacher_weight", type=float, help="share of the classification loss that is the teacher's")
+    flag("teacher_weight", type=float, help="share of the classification loss, and of a network's votes', that is its")
     flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
     flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")

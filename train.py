@@ -152,7 +152,7 @@ def train_one_epoch(
         totals += torch.stack(pending).cpu().double().sum(dim=0).numpy()
         pending.clear()
         if not math.isfinite(totals[0]):
-            raise TrainingError(f"the loss is no number any more in {label} – try a smaller --lr, or --no-amp")
+            raise TrainingError(f"the loss is no number any more in {label} – try a smaller --lr or --sam, or --no-amp")
         bar.set_postfix(loss=f"{totals[0] / rows:.3f}", refresh=False)
     keys = ("train_loss", "train_loss_cls", "train_loss_reg", "train_loss_votes", "train_accuracy")
     means = dict(zip(keys, (totals / rows).tolist(), strict=True))
@@ -219,21 +219,20 @@ def uphill(model: nn.Module, length: float) -> Iterator[None]:
     moved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
     before = [parameter.detach().clone() for parameter, _ in moved]
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
     with torch.no_grad():
         scale = length / torch.stack([gradient.norm() for _, gradient in moved]).norm()
         for parameter, gradient in moved:
             parameter.add_(torch.nan_to_num(gradient * scale, nan=0.0, posinf=0.0, neginf=0.0))
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
         with torch.no_grad():
             for (parameter, _), weights in zip(moved, before, strict=True):
                 parameter.copy_(weights)
-        for norm, kept in zip(norms, momentum, strict=True):
-            norm.momentum = kept
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def validate(
@@ -668,8 +667,11 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     counts = class_counts(train_set.y_cls, len(train_set.labels))
     criterion = prepare_loss(args, counts, train_set.labels).to(device)
     print(describe_weights(criterion.weights, train_set.labels))
-    known: dict[str, Any] = {"labels": train_set.labels, "preprocess": preprocess, "device": device, "dtype": dtype}
-    teacher = Teacher(args.teacher.split(","), **known) if is_network(args.teacher) else None
+    teacher = None
+    if is_network(args.teacher):
+        split_id = train_set.info["split_id"]
+        known: dict[str, Any] = {"labels": train_set.labels, "preprocess": preprocess, "split_id": split_id}
+        teacher = Teacher(args.teacher, **known, device=device, dtype=dtype)
     optimizer = prepare_optimizer(args, model)
     average = prepare_average(args, model)
     scored: Any = model if average is None else average.module

@@ -567,12 +567,16 @@ def test_uphill_the_weights_are_moved_and_the_statistics_at_rest() -> None:
     )
     assert along.item() == pytest.approx(1.0, abs=1e-5)
     after = network.state_dict()
-    assert all(torch.equal(after[name], kept) for name, kept in before.items() if "num_batches" not in name)
+    assert all(torch.equal(after[name], kept) for name, kept in before.items())
+    with train.uphill(network, 0.5):
+        network(pictures * math.inf)  # as in float16
+    assert all(torch.equal(network.state_dict()[name], kept) for name, kept in before.items())
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
     with train.uphill(network, 0.5):
         assert all(torch.equal(now, before[name]) for name, now in network.named_parameters())
-    assert network[1].momentum == 0.1
+    network.eval()(pictures)
+    assert network[1].track_running_stats
 
 
 def test_gradients_are_clipped() -> None:
@@ -629,8 +633,10 @@ def test_the_last_line_tells_of_the_best_epoch(
     assert "best epoch 2 by validation accuracy: accuracy 0.4000, macro F1 0.2000; " in said
 
 
-def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step with a share of 0.7 and the two rows swapped; one of the four affect labels is missing."""
+@pytest.mark.parametrize("live", [False, True])
+def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    """One step with a share of 0.7 and the two rows swapped; one of the four affect labels is missing. What a network says
+    of the mixtures is of their rows, in whatever order these were mixed."""
     monkeypatch.setattr(train, "larger_share", lambda alpha: 0.7)
     monkeypatch.setattr(torch, "randperm", lambda count: torch.tensor([1, 0]))
     images = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), -2.0)])
@@ -639,13 +645,26 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch) 
     votes[0] = torch.tensor([0.5, 0.25, 0.25, *[0.0] * 5])  # the second row has none
     criterion = build_loss("ce", counts=torch.ones(2), reg_weight=0.5, votes_weight=1.0, teacher_weight=0.5)
     network = Brightness()
-    means = one_epoch(network, [(images, y_cls, y_reg, {"votes": votes, "teacher": teacher})], criterion, lr=0.1, mixup=1.0)
+    soft, asked = {"votes": votes} | ({} if live else {"teacher": teacher}), []
+
+    def answer(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        asked.append(images)
+        return {"teacher": teacher}
+
+    options = {"lr": 0.1, "mixup": 1.0, "teacher": answer if live else None}
+    means = one_epoch(network, [(images, y_cls, y_reg, soft)], criterion, **options)
+    assert not live or torch.equal(asked[0], network.seen[0])
     blended = torch.tensor([0.7 - 0.6, 0.3 - 1.4])
     torch.testing.assert_close(network.seen[0].mean(dim=(1, 2, 3)), blended)
     logits, affect = torch.stack([blended, -blended], dim=1), torch.stack([blended, blended], dim=1)
     first, second = (
         criterion(
-            logits, affect, y_cls[rows], y_reg[rows], logits.repeat(1, 4), {"votes": votes[rows], "teacher": teacher[rows]}
+            logits,
+            affect,
+            y_cls[rows],
+            y_reg[rows],
+            logits.repeat(1, 4),
+            {"votes": votes[rows], "teacher": teacher if live else teacher[rows]},
         )
         for rows in (torch.tensor([0, 1]), torch.tensor([1, 0]))
     )
