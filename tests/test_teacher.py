@@ -73,14 +73,9 @@ def test_finer_classes_are_summed_and_unfit_teachers_refused(tmp_path: Path) -> 
     pictures = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(2))
     seven, four = LABEL_SETS["fer7"], LABEL_SETS["fer4"]
     fine, coarse = (Teacher(path, **STUDENT | {"labels": labels})(pictures)["teacher"] for labels in (seven, four))
-    for target, names in (
-        ("angry", "angry disgust"),
-        ("sad", "sad fear"),
-        ("happy", "happy"),
-        ("neutral", "neutral surprise"),
-    ):
+    for names in ("angry disgust", "sad fear", "happy", "neutral surprise"):
         summed = fine[:, [seven.index(name) for name in names.split()]].sum(dim=1)
-        torch.testing.assert_close(coarse[:, four.index(target)], summed)
+        torch.testing.assert_close(coarse[:, four.index(names.split()[0])], summed)
     with pytest.raises(ModelError, match=r"has nothing for .* of fer7"):
         Teacher(saved(tmp_path / "four.pth", label_set="fer4"), **STUDENT)
     with pytest.raises(ModelError, match="sees 3 channels in rgb"):

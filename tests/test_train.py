@@ -651,8 +651,8 @@ def test_mixup_blends_pictures_and_both_labels(monkeypatch: pytest.MonkeyPatch, 
         asked.append(images)
         return {"teacher": teacher}
 
-    options = {"lr": 0.1, "mixup": 1.0, "teacher": answer if live else None}
-    means = one_epoch(network, [(images, y_cls, y_reg, soft)], criterion, **options)
+    batch = (images, y_cls, y_reg, soft)
+    means = one_epoch(network, [batch], criterion, lr=0.1, mixup=1.0, teacher=answer if live else None)
     assert not live or torch.equal(asked[0], network.seen[0])
     blended = torch.tensor([0.7 - 0.6, 0.3 - 1.4])
     torch.testing.assert_close(network.seen[0].mean(dim=(1, 2, 3)), blended)
