@@ -83,9 +83,9 @@ class Run:
 
     @property
     def chosen_epochs(self) -> str:
-        """Phase by phase the chosen epoch of how many, where it has members, of each: "14 of 15 + 11 of 12"."""
+        """Phase by phase the chosen epoch of how many, where it has members, of each: "14 of 15 + 11 of 12; 9 of 12"."""
         return " + ".join(
-            ", ".join(f"{member['epoch']} of {member['epochs']}" for member in members if "epoch" in member)
+            "; ".join(f"{member['epoch']} of {member['epochs']}" for member in members if "epoch" in member)
             if (members := phase.values["run"].get("members"))
             else f"{phase.values['epoch']} of {len(phase.values['history'])}"
             for phase in self.phases

@@ -100,7 +100,7 @@ def test_a_mean_of_weights_is_kept_with_its_members(
     one = f"{epoch} of 3"
     mean, both = cells_of(text, "[mean]"), cells_of(text, "[both]")
     assert mean[0].endswith(", the mean of several checkpoints' weights)") and "mean of" not in both[0]
-    assert (mean[6], both[6]) == (f"{one} + {one}, {one}", f"{one}, {one}, {one}")
+    assert (mean[6], both[6]) == (f"{one} + {one}; {one}", f"{one}; {one}; {one}")
     minutes = sum(json.loads(line)["time_s"] for line in (run / "history.jsonl").read_text().splitlines()) / 60
     assert mean[7].startswith(f"{3 * minutes:.0f} min") and both[7].startswith(f"{3 * minutes:.0f} min")
     typed = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
