@@ -669,9 +669,14 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     print(describe_weights(criterion.weights, train_set.labels))
     teacher = None
     if is_network(args.teacher):
-        split_id = train_set.info["split_id"]
-        known: dict[str, Any] = {"labels": train_set.labels, "preprocess": preprocess, "split_id": split_id}
-        teacher = Teacher(args.teacher, **known, device=device, dtype=dtype)
+        teacher = Teacher(
+            args.teacher,
+            labels=train_set.labels,
+            preprocess=preprocess,
+            split_id=train_set.info["split_id"],
+            device=device,
+            dtype=dtype,
+        )
     optimizer = prepare_optimizer(args, model)
     average = prepare_average(args, model)
     scored: Any = model if average is None else average.module
