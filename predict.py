@@ -514,6 +514,8 @@ def write(
             print(f"predict.py: {len(videos)} videos were passed over, first {videos[0][1]} – {more}", file=sys.stderr)
         return 1 if table.failed else 0
     alone = sources.shard_of(args.shard)[1] == 1
+    if args.explain and videos:
+        print(f"predict.py: --explain is for pictures, not for {videos[0][1]} and other videos", file=sys.stderr)
     stems = Counter(Path(name).stem for _, name in videos)
     for number, name in videos:
         stem = Path(name).stem  # what is saved of two videos, here or in another shard, must not have one name

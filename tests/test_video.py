@@ -316,6 +316,8 @@ def test_videos_among_pictures(
     said = error.splitlines()[-1]
     assert said.startswith(f"predict.py: 2 videos were passed over, first {names[1]} – ") and error.count("\n") == 2
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").count("c.png") == 1
+    assert predict.main([str(tmp_path), "--save", str(tmp_path / "saved"), "--explain"]) == 0
+    assert f"predict.py: --explain is for pictures, not for {names[1]} and other videos\n" in capsys.readouterr().err
 
 
 def test_frames_that_are_faces_already(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
