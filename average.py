@@ -1,10 +1,12 @@
 """The mean of the weights of several checkpoints of one network, as one network ("model soup", Wortsman et al. 2022).
 
 They must have one origin: epochs of one run, or runs that go on from one checkpoint (train.py --init). Networks of other
-seeds have nothing in common that could be averaged; evaluate.py makes ensembles of those. Whether the mean is better, the
-validation rows say:
+seeds have nothing in common that could be averaged; evaluate.py makes ensembles of those. With --train_meta the means and
+variances of BatchNorm, which training took from augmented pictures, are measured anew on these rows as they are. Whether the
+network is better for either, the validation rows say:
 
     python average.py runs/a/best.pth runs/a/last.pth --out runs/a_mean
+    python average.py runs/a --train_meta metadata_train.parquet --out runs/a_measured
     python evaluate.py runs/a_mean --split val
 """
 
@@ -16,11 +18,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm1d, BatchNorm2d
+from torch.utils.data import RandomSampler
+from tqdm import tqdm
 
 from command_line import Parser, line_of
-from evaluate import EvaluationError, write_record
-from models import Checkpoint, ModelError, checkpoint_path, load_checkpoint, save_checkpoint, versions
+from evaluate import EvaluationError, check_belongs, split_of, write_record
+from fer_transform import FERDataset, default_workers, make_loader
+from metadata_parallel import MetadataError
+from models import (
+    Checkpoint,
+    ModelError,
+    autocast,
+    checkpoint_path,
+    choose_device,
+    choose_precision,
+    load_checkpoint,
+    memory_format,
+    save_checkpoint,
+    versions,
+)
 
+BATCH_SIZE = 256  # of whose means and variances the mean is taken
 ALIKE = ("model", "model_args", "labels", "preprocess", "split_id")
 KEPT = (*ALIKE, "format", "label_set", "affect_rows", "class_counts", "recipe", "seed")
 
@@ -44,11 +63,44 @@ def average(members: Sequence[Checkpoint], paths: Sequence[Path]) -> dict[str, A
     return shared | {"versions": versions(), "state_dict": {key: mean(key, value) for key, value in states[0].items()}}
 
 
+@torch.no_grad()
+def measure(network: Checkpoint, dataset: FERDataset, device: torch.device) -> None:
+    """Measure BatchNorm's means and variances anew on a dataset's pictures; what else differs in training (dropout,
+    stochastic depth) is off, as when it is used. But for that, `torch.optim.swa_utils.update_bn` (Izmailov et al. 2018).
+
+    Raises ModelError for a network without BatchNorm.
+    """
+    layers = [layer for layer in network.model.modules() if isinstance(layer, BatchNorm1d | BatchNorm2d)]
+    if not layers:
+        raise ModelError("this network has no BatchNorm to measure – leave --train_meta out")
+    if len(dataset) < 2:
+        raise ModelError("one picture has no variance – give the parquet of all training rows")
+    # In an order drawn, as rows may lie by class, and a batch of one class varies less than the rows do.
+    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(0))
+    loader = make_loader(dataset, batch_size=BATCH_SIZE, workers=default_workers(device), device=device, sampler=sampler)
+    precision = choose_precision(device)[0]
+    model = network.model.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches, not a running one
+        layer.train()
+    for images, *_ in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=None):
+        with autocast(device, precision):
+            model(images.to(device, memory_format=memory_format(device)))
+    model.eval().cpu()
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="checkpoints or run folders (best.pth)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new network: best.pth and its record")
+    parser.add_argument(
+        "--train_meta", "--train-meta", type=Path, metavar="PARQUET",
+        help="measure BatchNorm's means and variances on these rows, un-augmented",
+    )  # fmt: skip
+    parser.add_argument("--data_root", "--data-root", help="folder of the pictures, where it has moved")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     return parser
 
 
@@ -61,19 +113,31 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ModelError(f"{args.out} is there already – remove it, or give another --out")
-        if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+        if len({path.resolve() for path in paths}) < (len(paths) if args.train_meta else max(2, len(paths))):
             raise ModelError("a mean wants two checkpoints or more, each named once")
         if onnx := [path for path in paths if path.suffix.lower() == ".onnx"]:
             raise ModelError(f"{onnx[0]} is an ONNX file – give checkpoints: best.pth")
         members = [load_checkpoint(path) for path in paths]
         contents = average(members, paths) | {"exp": args.out.name}
+        made = [f"the mean of {len(paths)} checkpoints"] if len(paths) > 1 else []
+        if args.train_meta is not None:
+            made.append(f"BatchNorm measured on {args.train_meta}")
+            split_of(args.train_meta, "train")
+            check_belongs(members[0], paths[0], args.train_meta, cross_dataset=False)
+            network, device = load_checkpoint(paths[0]), choose_device(args.device)
+            network.model.load_state_dict(contents["state_dict"])
+            dataset = FERDataset(
+                args.train_meta, labels=network.labels, preprocess=network.preprocess, data_root=args.data_root
+            )
+            measure(network, dataset, device)
+            contents["state_dict"] = network.model.state_dict()
         args.out.mkdir(parents=True, exist_ok=True)
-        write_record(paths, members, args.out, shlex.join(["python", "average.py", *argv]))
+        write_record(paths, members, args.out, shlex.join(["python", "average.py", *argv]), made=True)
         save_checkpoint(target, contents)
-    except (EvaluationError, ModelError, OSError) as error:
+    except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"average.py: {line_of(error)}", file=sys.stderr)
         return 2
-    print(f"{target}: the mean of {len(paths)} checkpoints – is it better? python evaluate.py {args.out} --split val")
+    print(f"{target}: {', '.join(made)} – is it better? python evaluate.py {args.out} --split val")
     return 0
 
 

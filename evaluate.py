@@ -492,13 +492,15 @@ def remove_figures_of_others(out: Path, values: dict[str, Any]) -> None:
                 (out / name).unlink(missing_ok=True)
 
 
-def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, command: str) -> None:
+def write_record(
+    checkpoints: Sequence[Path], members: Sequence[Checkpoint], out: Path, command: str, *, made: bool = False
+) -> None:
     """Put the record of the training beside what `command` made of it: figures that were scored in another way than the
-    training does, or a mean of weights.
+    training does, or (`made`) a network of other weights.
 
-    For several the members' histories one after another, and of each its command and chosen epoch, or epochs, where they are
-    of one run; a member that is a mean of weights comes after its own. None where one has no record; that of the run's own
-    folder stays as it is.
+    For that, and for several, the members' histories one after another, and of each its command and chosen epoch, or epochs,
+    where they are of one run; a member that is a mean of weights comes after its own. None where one has no record; that of
+    the run's own folder stays as it is.
     """
     found = [record_folder(path, member) for path, member in zip(checkpoints, members, strict=True)]
     folders = [run.resolve() for run in found if run is not None]
@@ -516,7 +518,7 @@ def write_record(checkpoints: Sequence[Path], members: Sequence[Checkpoint], out
     records = [record_of(run) for run in folders]
     if len(folders) == 1 and (folders[0] / "training_history.png").is_file():
         shutil.copyfile(folders[0] / "training_history.png", out / "training_history.png")
-    if len(members) == 1:
+    if len(members) == 1 and not made:
         record = records[0] | {"scored": command}
     else:
         shared = {

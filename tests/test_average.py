@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import average
 import evaluate
-from models import load_checkpoint, save_checkpoint
+from fer_transform import FERDataset
+from models import ModelError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -63,6 +65,55 @@ def test_the_mean_of_two_epochs(run: Path, drawn: Path, tmp_path: Path, capsys: 
     assert evaluate.main([str(out), *flags]) == 0
     again = json.loads((scored / "run.json").read_text(encoding="utf-8"))
     assert again["members"] == record["members"] and again["scored"].startswith("python evaluate.py ")
+
+
+def test_batchnorm_is_measured_on_the_training_rows(
+    trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta, out = drawn / "metadata_train.parquet", tmp_path / "measured"
+    assert average.main([str(trained), "--train_meta", str(meta), "--out", str(out), "--device", "cpu"]) == 0
+    assert f"BatchNorm measured on {meta} – is it better?" in capsys.readouterr().out
+    before, after = load_checkpoint(trained), load_checkpoint(out)
+    dataset = FERDataset(meta, labels=before.labels, preprocess=before.preprocess)
+    images = torch.stack([dataset[row][0] for row in range(len(dataset))])
+    seen: dict[str, torch.Tensor] = {}
+    for name, layer in after.model.named_modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    with torch.no_grad():
+        after.model(images)
+    # The first layer's input does not depend on other layers' statistics: its are those of all pictures, as one batch.
+    first = next(iter(seen))
+    state = after.model.state_dict()
+    torch.testing.assert_close(state[f"{first}.running_mean"], seen[first].mean(dim=(0, 2, 3)), rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(state[f"{first}.running_var"], seen[first].var(dim=(0, 2, 3)), rtol=0.05, atol=2e-3)
+    for key, value in before.model.state_dict().items():
+        measured = key.endswith((".running_mean", ".running_var"))
+        assert torch.equal(value, state[key]) != measured or key.endswith(".num_batches_tracked"), key
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert record["command"].startswith("python average.py ") and "scored" not in record
+    assert [(member["name"], member["epochs"]) for member in record["members"]] == [(trained.name, 3)]
+
+
+def test_rows_that_batchnorm_cannot_be_measured_on(
+    trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", tmp_path / "measured"]
+    error = error_of(capsys, trained, "--train_meta", drawn / "metadata_val.parquet", *out)
+    assert "holds rows of val, wanted is train" in error
+    assert "not found" in error_of(capsys, trained, "--train_meta", tmp_path / "none.parquet", *out)
+    contents = torch.load(trained / "best.pth", weights_only=True)
+    save_checkpoint(tmp_path / "other.pth", contents | {"split_id": "0123"})
+    error = error_of(capsys, tmp_path / "other.pth", "--train_meta", drawn / "metadata_train.parquet", *out)
+    assert "was trained on split 0123" in error
+    dataset, network = FERDataset(drawn / "metadata_train.parquet"), load_checkpoint(trained)
+    without: Any = network._replace(model=torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="has no BatchNorm to measure"):
+        average.measure(without, dataset, torch.device("cpu"))
+    dataset.y_cls = dataset.y_cls[:1]
+    with pytest.raises(ModelError, match="one picture has no variance"):
+        average.measure(network, dataset, torch.device("cpu"))
+    assert not (tmp_path / "measured").exists()
 
 
 def test_what_has_no_mean_is_refused(run: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "inference",
     },
     "teacher": {"labels", "faces", "models", "fer_transform"},
-    "average": {"models", "evaluate"},
+    "average": {"metadata_parallel", "models", "fer_transform", "evaluate"},
     "recipes": set(),
     "settings": {"labels", "backbones", "models", "losses", "fer_transform", "recipes"},
     "train": {
