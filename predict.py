@@ -50,7 +50,7 @@ from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
 from onnx_network import ModelError, OnnxNetwork, head_for
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-DEFAULT_MODEL = "fernet_votes"
+DEFAULT_MODEL = "student"
 BATCH_PICTURES = 32  # that are read before their faces go through the network
 BATCH_FACES = 64  # that go through it together
 

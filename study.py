@@ -185,12 +185,18 @@ def grouped(results: dict[str, dict[str, Any]]) -> list[Group]:
 
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
-    """A run with the kept ones that it goes on from: those whose best network, exported or not, is its `--init` or plays
-    VGGFace2's weights."""
+    """A run with the kept ones that it goes on from: those whose best network, exported or not, or shipped as weights/NAME,
+    is its `--init` or plays VGGFace2's weights. They may be kept under another name than they were trained under."""
     run = Run(name, results[name])
-    starts = [run.settings.get("init"), run.settings.get("vggface2_ckpt")]
-    start = next((path for text in starts if (path := PureWindowsPath(text or "")).name in BEST_NETWORKS), PureWindowsPath())
-    before, after = start.parent.name, (name, *after)  # PureWindowsPath knows both kinds of slash
+    before, after = "", (name, *after)
+    for text in (run.settings.get("init"), run.settings.get("vggface2_ckpt")):
+        path = PureWindowsPath(text or "")  # knows both kinds of slash
+        if path.name in BEST_NETWORKS or path.parent.name == "weights":
+            before = path.parent.name if path.name in BEST_NETWORKS else path.stem
+            break
+    if before not in results:
+        trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}
+        before = trained_as.get(before, "")
     goes_on = before in results and before not in after
     return replace(run, before=_run(before, results, after)) if goes_on else run
 

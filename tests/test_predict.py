@@ -367,7 +367,7 @@ def test_shipped_networks_by_name(
     for name in ("fernot", "elsewhere/fernet_votes"):  # the second is a path of no file, not a name
         assert predict.main([str(pictures / "small.png"), "--model", name]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"predict.py: {name} is neither a file nor a shipped network (which are: fernet_votes")
+        assert said.startswith(f"predict.py: {name} is neither a file nor a shipped network (which are: student")
 
 
 def test_damaged_weights_give_no_answer(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

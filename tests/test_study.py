@@ -151,18 +151,24 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
         alone_4={"args": {"init": None}},
         multitask={"args": {"vggface2_ckpt": "runs/alone_4/best.pth"}},
         resnet50={"args": {"vggface2_ckpt": "weight/resnet50_vggface2.pth"}},
+        student={"args": {"init": "weights/shipped.onnx"}},
+        first={"args": {"exp": "first_seed40"}},
+        second={"args": {"init": "runs/first_seed40/best.pth"}},
     )
     phases = {run.name: [phase.name for phase in run.phases] for group in groups for run in group.runs}
     assert phases.pop("two_phase") == ["two_phase_1", "two_phase"]
     assert phases.pop("two_phase_as_written") == ["two_phase_1", "two_phase_as_written"]
     assert phases.pop("shipped") == ["two_phase_1", "shipped"]
     assert phases.pop("multitask") == ["alone_4", "multitask"]
-    assert phases == {name: [name] for name in ("two_phase_1", "alone_1", "alone_2", "alone_3", "alone_4", "resnet50")}
+    assert phases.pop("student") == ["two_phase_1", "shipped", "student"]
+    assert phases.pop("second") == ["first", "second"]
+    alone = ("two_phase_1", "alone_1", "alone_2", "alone_3", "alone_4", "resnet50", "first")
+    assert phases == {name: [name] for name in alone}
     by_name = {group.name: group for group in groups}
     assert by_name["two_phase"].runs[0].minutes == 11
     assert study.chosen_epochs(by_name["two_phase"]) == "3 of 3 + 2 of 2"
     assert "two_phase_1" not in [group.name for group in study.systems(groups)]
-    assert len(study.systems(groups)) == len(groups) - 2
+    assert len(study.systems(groups)) == len(groups) - 4
 
 
 def test_a_documented_system_stays_one_where_another_starts_from_it() -> None:
