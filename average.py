@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             made.append(f"BatchNorm measured on {args.train_meta}")
             split_of(args.train_meta, "train")
             check_belongs(members[0], paths[0], args.train_meta, cross_dataset=False)
-            network, device = load_checkpoint(paths[0]), choose_device(args.device)
+            network, device = members[0], choose_device(args.device)
             network.model.load_state_dict(contents["state_dict"])
             dataset = FERDataset(
                 args.train_meta, labels=network.labels, preprocess=network.preprocess, data_root=args.data_root

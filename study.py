@@ -184,16 +184,20 @@ def grouped(results: dict[str, dict[str, Any]]) -> list[Group]:
     return sorted(groups, key=lambda group: (order.get(group.name, len(order)), group.name))
 
 
+def _start(path: str | None) -> str:
+    """The name of the run whose best network a path is: in a run folder, exported or not, or shipped as weights/NAME."""
+    file = PureWindowsPath(path or "")  # knows both kinds of slash
+    if file.name in BEST_NETWORKS:
+        return file.parent.name
+    return file.stem if file.parent.name == "weights" else ""
+
+
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
-    """A run with the kept ones that it goes on from: those whose best network, exported or not, or shipped as weights/NAME,
-    is its `--init` or plays VGGFace2's weights. They may be kept under another name than they were trained under."""
+    """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights.
+    They may be kept under another name than they were trained under."""
     run = Run(name, results[name])
-    before, after = "", (name, *after)
-    for text in (run.settings.get("init"), run.settings.get("vggface2_ckpt")):
-        path = PureWindowsPath(text or "")  # knows both kinds of slash
-        if path.name in BEST_NETWORKS or path.parent.name == "weights":
-            before = path.parent.name if path.name in BEST_NETWORKS else path.stem
-            break
+    before = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
+    after = (name, *after)
     if before not in results:
         trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}
         before = trained_as.get(before, "")
