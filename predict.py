@@ -515,7 +515,8 @@ def write(
         return 1 if table.failed else 0
     alone = sources.shard_of(args.shard)[1] == 1
     if args.explain and videos:
-        print(f"predict.py: --explain is for pictures, not for {videos[0][1]} and other videos", file=sys.stderr)
+        others = " and other videos" if len(videos) > 1 else ""
+        print(f"predict.py: --explain is for pictures, not for {videos[0][1]}{others}", file=sys.stderr)
     stems = Counter(Path(name).stem for _, name in videos)
     for number, name in videos:
         stem = Path(name).stem  # what is saved of two videos, here or in another shard, must not have one name

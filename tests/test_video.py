@@ -318,6 +318,9 @@ def test_videos_among_pictures(
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").count("c.png") == 1
     assert predict.main([str(tmp_path), "--save", str(tmp_path / "saved"), "--explain"]) == 0
     assert f"predict.py: --explain is for pictures, not for {names[1]} and other videos\n" in capsys.readouterr().err
+    Path(names[2]).unlink()
+    assert predict.main([str(tmp_path), "--save", str(tmp_path / "saved"), "--explain"]) == 0
+    assert f"predict.py: --explain is for pictures, not for {names[1]}\n" in capsys.readouterr().err
 
 
 def test_frames_that_are_faces_already(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
