@@ -129,24 +129,23 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 	  $(call train_once,$${recipe}_seed$$seed,--recipe $$recipe --seed $$seed $(ARGS)); done; done
 	$(PYTHON) report.py $(foreach recipe,$(STUDY),$(foreach seed,$(SEEDS),runs/$(recipe)_seed$(seed)))
 
-# The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, learns from
-# what they say of the training rows, which is not scored again under a student that was interrupted. Its name holds the seeds.
+# The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, asks them
+# what they see in its augmented pictures. Its name holds their seeds.
 ENSEMBLE = $(or $(RECIPE),$(if $(filter command%,$(origin MODEL)),$(MODEL)),fernet)
 empty :=
+comma := ,
 OF = $(ENSEMBLE)_$(subst $(empty) $(empty),-,$(strip $(SEEDS)))
 STUDENT = student_$(OF)_seed42
-TEACHER = teacher_$(OF)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
+TEACHERS = $(subst $(empty) $(empty),$(comma),$(MEMBERS))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
 	@set -e; for seed in $(SEEDS); do \
 	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed --no-score_test $(ARGS),--split val); done
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
-student: ensemble ## make ensemble, then one network that learns from its probabilities
-	@[ -f runs/$(STUDENT)/last.pth ] || \
-	  $(PYTHON) evaluate.py $(MEMBERS) --tta flip --meta metadata_train.parquet --out runs/$(TEACHER)
-	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --no-score_test --teacher runs/$(TEACHER)/predictions.parquet $(ARGS) $(ARGS2),--split val)
+student: ensemble ## make ensemble, then one network that learns from its members
+	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --no-score_test --teacher $(TEACHERS) $(ARGS) $(ARGS2),--split val)
 	$(PYTHON) evaluate.py runs/$(STUDENT) $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2

@@ -21,7 +21,7 @@ from fer_transform import AUGMENTATIONS, BATCH_AUGMENTATIONS, SIZE_MIN_PX
 from labels import LABEL_SETS
 from losses import LOSSES, REG_LOSSES, SAMPLERS, WEIGHT_MODES
 from models import BACKBONE_OPTIONS, HEADS, MODELS, VGGFACE2_CKPT, VGGFACE2_PREPROCESS, read_checkpoint
-from recipes import FREEZE_PRETRAINED, RECIPES
+from recipes import FREEZE_PRETRAINED, GO_ON, RECIPES
 
 
 class TrainingError(Exception):
@@ -241,6 +241,8 @@ def check(args: argparse.Namespace) -> None:
         if idle and getattr(args, other) not in values and args.epochs:
             advice = " or ".join(f"--{other} {value}" if value is not True else f"--{other}" for value in values)
             raise TrainingError(f"--{idle[0]} does nothing here – add {advice}")
+    if args.recipe in GO_ON and args.init is None and args.epochs and not args.print_recipe:
+        raise TrainingError(f"{args.recipe} goes on from a trained network – add --init runs/NAME")
     for name in ("drw_epoch", "unfreeze_all_at"):
         value = getattr(args, name)
         if value is not None and value > args.epochs > 0:

@@ -87,9 +87,7 @@ def test_members_of_an_ensemble_are_not_scored_on_the_test_split(folder: Path) -
     calls = make(folder, "student", "RECIPE=BEST", "SEEDS=40 41", "ARGS2=--mixup 0.1")
     assert calls == [
         scoring,
-        "evaluate.py runs/BEST_seed40 runs/BEST_seed41 --tta flip --meta metadata_train.parquet "
-        "--out runs/teacher_BEST_40-41",
-        "train.py --recipe BEST --no-score_test --teacher runs/teacher_BEST_40-41/predictions.parquet --mixup 0.1 "
+        "train.py --recipe BEST --no-score_test --teacher runs/BEST_seed40,runs/BEST_seed41 --mixup 0.1 "
         "--exp student_BEST_40-41_seed42",
         "evaluate.py runs/student_BEST_40-41_seed42 --split val",
         f"evaluate.py runs/student_BEST_40-41_seed42 {views} --out runs/student",

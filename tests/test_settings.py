@@ -73,6 +73,15 @@ def test_recipes_are_as_documented(capsys: pytest.CaptureFixture[str], name: str
     assert {key: shown[key] for key in stated} == stated
 
 
+def test_a_refinement_goes_on_from_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = recipe(capsys, "--recipe", "fernet_votes_refine")
+    stated = {"epochs": 4, "lr": 5e-3, "augment": "fernet_light", "mixup": 0.0, "votes_weight": 1.0, "width": 40}
+    assert {key: shown[key] for key in stated} == stated
+    with pytest.raises(settings.TrainingError, match="fernet_refine goes on from a trained network – add --init"):
+        settings.parse_args(["--recipe", "fernet_refine"])
+    assert settings.parse_args(["--recipe", "fernet_refine", "--init", "a.pth"]).init == "a.pth"
+
+
 def test_variants_of_the_study_change_what_they_say_and_no_more() -> None:
     assert RECIPES["E0"] == RECIPES["lightcnn"]
     for name in ("E1", "E2", "E2b", "E3", "E4", "E5", "E6"):
