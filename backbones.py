@@ -118,13 +118,13 @@ class ResidualBlock(nn.Module):
 
 
 class FERNet(nn.Sequential):
-    """A residual network for 48 px grey faces: a stem of two convolutions, a 3×3 one and a row of STEMS, then eight blocks
-    at 1, 2, 4 and 8 times `width`, and the mean over places: 8·width features.
+    """A residual network for 48 px grey faces: a stem of two convolutions, a 3×3 one and a row of STEMS, then `depth` blocks
+    each at 1, 2, 4 and 8 times `width`, and the mean over places: 8·width features.
 
     The share of images whose block is left out rises from 0 to `stochastic_depth` from the first to the last block.
     """
 
-    def __init__(self, *, channels: int, width: int, stem: str, attention: str, stochastic_depth: float) -> None:
+    def __init__(self, *, channels: int, width: int, depth: int, stem: str, attention: str, stochastic_depth: float) -> None:
         kernel, stride, pool = STEMS[stem]
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width // 2, 3, padding=1, bias=False),
@@ -137,10 +137,10 @@ class FERNet(nn.Sequential):
         if pool:
             layers.append(nn.MaxPool2d(3, 2, padding=1))
         width_in = width
-        for block in range(8):
-            out = width * 2 ** (block // 2)
-            stride = 2 if block in (2, 4, 6) else 1
-            drop = stochastic_depth * block / 7
+        for block in range(4 * depth):
+            out = width * 2 ** (block // depth)
+            stride = 2 if block in (depth, 2 * depth, 3 * depth) else 1
+            drop = stochastic_depth * block / (4 * depth - 1)
             layers.append(ResidualBlock(width_in, out, stride=stride, attention=attention, drop=drop))
             width_in = out
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

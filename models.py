@@ -40,7 +40,8 @@ VGGFACE2_PREPROCESS: dict[str, dict[str, Any]] = {
     },
 }
 VOTED = LABEL_SETS["ferplus8"]  # what the second classifier of a network tells apart
-BACKBONE_OPTIONS = ("attention", "stem", "width", "stochastic_depth")  # of some networks; the registry says of which
+# Of some networks; the registry says of which.
+BACKBONE_OPTIONS = ("attention", "stem", "width", "depth", "stochastic_depth")
 CHECKPOINT_FORMAT = 1
 VGGFACE2_CKPT = "weight/resnet50_vggface2.pth"  # where the multitask document keeps them
 HEAD_KEYS = ("classifier.", "regressor.", "votes.")  # not of a backbone, as fc. is not
@@ -189,7 +190,7 @@ MODELS = {
         mean=(0.50774,),
         std=(0.25501,),
         dropout=0.3,
-        options={"width": 48, "stem": "stride2", "attention": "none", "stochastic_depth": 0.0},
+        options={"width": 48, "depth": 2, "stem": "stride2", "attention": "none", "stochastic_depth": 0.0},
     ),
     "resnet18": resnet_spec(18),
     "resnet34": resnet_spec(34),

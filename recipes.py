@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 BASE: dict[str, Any] = {
     "label_set": None, "affect": False,
     "head": "softmax", "arc_s": 30.0, "arc_m": 0.5, "attention": None, "stem": None,
-    "width": None, "stochastic_depth": None,
+    "width": None, "depth": None, "stochastic_depth": None,
     "weights": "none", "vggface2_preprocess": "imagenet", "init": None, "freeze_epochs": None, "unfreeze_all_at": None,
     "optimizer": "adam", "lr": 1e-3, "backbone_lr": None, "weight_decay": 0.0, "decay_norms": True,
     "schedule": "cosine", "step_epochs": 7, "gamma": 0.1, "plateau_patience": 2, "warmup_epochs": 0, "grad_clip": None,

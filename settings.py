@@ -84,6 +84,7 @@ def build_parser(description: str | None = None) -> Parser:
     )  # fmt: skip
     flag("stem", choices=sorted(STEMS), help="first layers (default: stride2 for fernet, imagenet for ResNets)")
     flag("width", type=int, help="channels of fernet's first blocks")
+    flag("depth", type=int, help="fernet's blocks at each of its four widths (default: 2)")
     flag("stochastic_depth", type=float, help="share of images for which fernet's last block is left out in training")
     flag(
         "init", metavar="CKPT", type=checkpoint_file,
@@ -154,7 +155,8 @@ def build_parser(description: str | None = None) -> Parser:
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (0, math.inf), "batch_size": (1, math.inf), "img_size": (SIZE_MIN_PX, math.inf),
     "first_size": (SIZE_MIN_PX, math.inf), "dropout": (0, 0.999), "arc_s": (1e-12, math.inf), "arc_m": (0, math.pi / 2),
-    "width": (8, math.inf), "stochastic_depth": (0, 0.999), "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf),
+    "width": (8, math.inf), "depth": (1, math.inf), "stochastic_depth": (0, 0.999),
+    "freeze_epochs": (0, math.inf), "unfreeze_all_at": (1, math.inf),
     "lr": (1e-12, math.inf), "backbone_lr": (1e-12, math.inf), "weight_decay": (0, math.inf), "grad_clip": (1e-12, math.inf),
     "step_epochs": (1, math.inf), "gamma": (0, 1 - 1e-9), "plateau_patience": (0, math.inf), "warmup_epochs": (0, math.inf),
     "ema": (0, 1 - 1e-9), "mixup": (0, math.inf), "cutmix": (0, math.inf), "sam": (0, math.inf),

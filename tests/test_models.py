@@ -169,10 +169,19 @@ def test_stochastic_depth_leaves_blocks_out_of_some_images_and_keeps_their_mean(
     torch.testing.assert_close(change[~out], full[~out][:, 0, 0, 0] / 0.75, rtol=1e-3, atol=1e-3)
     drops = [
         layer.drop
-        for layer in backbones.FERNet(channels=1, width=8, stem="stride2", attention="none", stochastic_depth=0.7)
+        for layer in backbones.FERNet(channels=1, width=8, depth=2, stem="stride2", attention="none", stochastic_depth=0.7)
         if isinstance(layer, backbones.ResidualBlock)
     ]
     assert drops == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+
+
+def test_depth_is_the_number_of_blocks_at_each_width() -> None:
+    for depth in (1, 3):
+        network = build_model("fernet", classes=7, affect=False, preprocess=GREY_48, width=8, depth=depth)
+        blocks = [layer for layer in network.backbone.modules() if isinstance(layer, backbones.ResidualBlock)]
+        assert [block.conv2.out_channels for block in blocks] == sorted([8, 16, 32, 64] * depth)
+        assert [block.conv1.stride[0] for block in blocks].count(2) == 3
+        assert network(torch.zeros(1, 1, 48, 48)).logits.shape == (1, 7)
 
 
 def test_unknown_network() -> None:
