@@ -71,7 +71,9 @@ NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
 CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(or $(RECIPE),$(MODEL))_seed42/best.pth))
 
 # What `make train` trains: the recipe named, else that of the model.
-WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(if $(filter command%,$(origin MODEL)),--model $(MODEL)),--model $(MODEL))
+TYPED_MODEL = $(if $(filter command%,$(origin MODEL)),$(MODEL))
+ITS_MODEL = $(if $(RECIPE),$(if $(TYPED_MODEL),--model $(TYPED_MODEL)))
+WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(ITS_MODEL),--model $(MODEL))
 
 # $(call train_once,EXP,RECIPE AND FLAGS,FLAGS OF THE SCORING): what was trained already is scored if it is not yet, what
 # was interrupted goes on. The curves are drawn when a training is complete.
@@ -131,7 +133,8 @@ study: $(READY) | metadata_train.parquet ## the variants STUDY of the imbalance 
 
 # The members are runs of their own, scored on the validation split alone; the student, which ARGS2 is for alone, asks them
 # what they see in its augmented pictures. Its name holds their seeds.
-ENSEMBLE = $(or $(RECIPE),$(if $(filter command%,$(origin MODEL)),$(MODEL)),fernet)
+MEMBER = --recipe $(or $(RECIPE),$(TYPED_MODEL),fernet) $(ITS_MODEL)
+ENSEMBLE = $(or $(RECIPE),$(TYPED_MODEL),fernet)$(if $(ITS_MODEL),_$(TYPED_MODEL))
 empty :=
 comma := ,
 OF = $(ENSEMBLE)_$(subst $(empty) $(empty),-,$(strip $(SEEDS)))
@@ -141,11 +144,11 @@ MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 TEACHERS = $(subst $(empty) $(empty),$(comma),$(MEMBERS))
 ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the seeds SEEDS, scored together by ten views
 	@set -e; for seed in $(SEEDS); do \
-	  $(call train_once,$(ENSEMBLE)_seed$$seed,--recipe $(ENSEMBLE) --seed $$seed --no-score_test $(ARGS),--split val); done
+	  $(call train_once,$(ENSEMBLE)_seed$$seed,$(MEMBER) --seed $$seed --no-score_test $(ARGS),--split val); done
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
 student: ensemble ## make ensemble, then one network that learns from its members
-	@set -e; $(call train_once,$(STUDENT),--recipe $(ENSEMBLE) --no-score_test --teacher $(TEACHERS) $(ARGS) $(ARGS2),--split val)
+	@set -e; $(call train_once,$(STUDENT),$(MEMBER) --no-score_test --teacher $(TEACHERS) $(ARGS) $(ARGS2),--split val)
 	$(PYTHON) evaluate.py runs/$(STUDENT) $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2

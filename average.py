@@ -137,6 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"average.py: {line_of(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\naverage.py: interrupted", file=sys.stderr)
+        return 130
     print(f"{target}: {', '.join(made)} – is it better? python evaluate.py {args.out} --split val")
     return 0
 

@@ -291,7 +291,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     folder of another training or of one of several.
     """
     path = checkpoints[0]
-    by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / path.stem
+    of_run = f"{path.parent.name}_" if (path.parent / "run.json").is_file() else ""  # best.onnx, which many runs have
+    by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / f"{of_run}{path.stem}"
     folder = out or (by_file if len(checkpoints) == 1 else Path("runs/ensemble"))
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
@@ -302,9 +303,10 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
         raise EvaluationError(f"{folder} is the folder of one of them – give the ensemble its own: --out runs/NAME")
     if own is not None and (out is None or theirs):
         raise EvaluationError(f"{own} needs a folder of its own: --out runs/NAME")
-    if (folder / "last.pth").is_file() and not theirs:
-        raise EvaluationError(f"{folder} is the folder of another training – give --out runs/NAME")
-    if out is None and not theirs and "scored" in record_of(folder):
+    if not theirs and any((folder / name).is_file() for name in ("best.pth", "last.pth")):
+        raise EvaluationError(f"{folder} is the folder of another network – give --out runs/NAME")
+    scored = record_of(folder).get("scored")
+    if out is None and not theirs and scored is not None and str(path) not in shlex.split(scored):
         raise EvaluationError(f"{folder} holds the figures of another scoring – give --out runs/NAME")
     return folder
 

@@ -219,13 +219,15 @@ def measure_crops(dataset: FERDataset, detector_model: str, count: int) -> tuple
     return preprocess, f"crops: {measured}; margin {preprocess.margin}"
 
 
-def score_heads(checkpoint: Checkpoint, network: nn.Module, val_meta: Path) -> dict[str, Predictions]:
+def score_heads(
+    checkpoint: Checkpoint, network: nn.Module, val_meta: Path, data_root: str | None = None
+) -> dict[str, Predictions]:
     """What a network says of the validation rows, by each classifier for which they have labels: `logits` and `votes`."""
     said = {}
     for name, labels in heads_of(checkpoint).items():
         if name == "votes" and "votes_happy" not in read_metadata(val_meta)[0]:
             continue
-        dataset = FERDataset(val_meta, labels=labels, preprocess=checkpoint.preprocess)
+        dataset = FERDataset(val_meta, labels=labels, preprocess=checkpoint.preprocess, data_root=data_root)
         loader = make_loader(dataset, batch_size=BATCH_SIZE, workers=0, device=CPU)
         first: Any = HeadFirst(network, name)
         said[name] = run_inference(first, loader, device=CPU, label=f"scoring {name}")
@@ -259,13 +261,14 @@ def export(
     train_meta: Path | None,
     val_meta: Path | None,
     calibration: int,
+    data_root: str | None,
     detector_model: str | None,
 ) -> list[str]:
     """Write the ONNX file and return lines on it. Raises ExportError, EvaluationError or MetadataError."""
     pre = checkpoint.preprocess
     lines = []
     if detector_model is not None and train_meta is not None:
-        dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre)
+        dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre, data_root=data_root)
         pre, line = measure_crops(dataset, detector_model, MEASURED_PICTURES)
         checkpoint = checkpoint._replace(preprocess=pre)
         lines.append(line)
@@ -292,17 +295,17 @@ def export(
         elif kind == "int8":
             if train_meta is None:
                 raise ExportError("--int8 is calibrated on training pictures – give --train_meta metadata_train.parquet")
-            dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre)
+            dataset = FERDataset(train_meta, labels=checkpoint.labels, preprocess=pre, data_root=data_root)
             written = Path(folder) / "int8.onnx"
             write_int8(plain, written, drawn_pictures(dataset, calibration))
             write_metadata(written, describe_file(checkpoint, {}))
         temperatures = {}
         if val_meta is not None:
             label_sets = {name: labels.name for name, labels in heads_of(checkpoint).items()}
-            said = score_heads(checkpoint, checkpoint.model, val_meta)
+            said = score_heads(checkpoint, checkpoint.model, val_meta, data_root)
             lines.append(accuracy_line("checkpoint", source.stat().st_size, said, label_sets))
             for name, path in {"float32": plain, kind: written}.items():
-                said = score_heads(checkpoint, OnnxModule(OnnxNetwork(path)), val_meta)
+                said = score_heads(checkpoint, OnnxModule(OnnxNetwork(path)), val_meta, data_root)
                 lines.append(accuracy_line(name, path.stat().st_size, said, label_sets))
             for name in label_sets.keys() - said.keys():
                 lines.append(
@@ -318,10 +321,10 @@ def export(
     return lines
 
 
-def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str) -> Path | None:
+def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str, data_root: str | None) -> Path | None:
     """The parquet of a split: the one that is given, which must hold those rows and fit the checkpoint, else the one that
-    the run was trained with, else the one in this folder, where they are there and fit, else None. Raises ExportError,
-    EvaluationError or MetadataError.
+    the run was trained with, else the one in this folder, where they, and their pictures, are there and fit, else None.
+    Raises ExportError, EvaluationError or MetadataError.
     """
     if given is not None:
         split_of(given, split)
@@ -332,6 +335,11 @@ def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str
     named = record_of(source.parent).get("args", {}).get(f"{split}_meta")
     for path in [Path(name) for name in (named, f"metadata_{split}.parquet") if name]:
         if path.is_file() and read_metadata(path)[1]["split_id"] == checkpoint.info.get("split_id"):
+            try:
+                FERDataset(path, labels=checkpoint.labels, preprocess=checkpoint.preprocess, data_root=data_root)
+            except MetadataError as error:
+                print(f"note: {line_of(error)}")
+                continue
             return path
     return None
 
@@ -363,6 +371,9 @@ def build_parser() -> Parser:
         "--val_meta", "--val-meta", type=Path,
         help="parquet of the rows for accuracy and temperatures (default: the run's)",
     )  # fmt: skip
+    parser.add_argument(
+        "--data_root", "--data-root", help="where the pictures are, if not where the parquets say (default: the run's)"
+    )
     parser.add_argument("--detector_model", "--detector-model", metavar="ONNX", help="YuNet's file (default: as predict.py)")
     return parser
 
@@ -382,15 +393,18 @@ def main(argv: list[str] | None = None) -> int:
         if args.calibration != CALIBRATION and args.kind != "int8":
             raise ExportError("--calibration does nothing here – add --int8")
         checkpoint = load_checkpoint(path)
-        checkpoint.info["epochs"] = record_of(path.parent).get("args", {}).get("epochs")  # a training may go on later
+        settings = record_of(path.parent).get("args", {})
+        checkpoint.info["epochs"] = settings.get("epochs")  # a training may go on later
+        data_root = args.data_root or settings.get("data_root")
         lines = export(
             checkpoint,
             path,
             out,
             kind=args.kind,
-            train_meta=rows_of(checkpoint, path, args.train_meta, "train"),
-            val_meta=rows_of(checkpoint, path, args.val_meta, "val"),
+            train_meta=rows_of(checkpoint, path, args.train_meta, "train", data_root),
+            val_meta=rows_of(checkpoint, path, args.val_meta, "val", data_root),
             calibration=args.calibration,
+            data_root=data_root,
             detector_model=find_yunet(args.detector_model),
         )
     except DetectorError as error:

@@ -138,6 +138,10 @@ AUGMENTATIONS: dict[str, Callable[[int], list[Any]]] = {
     "randaugment": randaugment_augmentation,
 }
 
+# The central share of the sides that a network sees which was trained on nearer pictures throughout: whole ones cost the
+# light CNN three points of accuracy on FER2013's PublicTest.
+KEEP = {"lightcnn": 44 / 48}
+
 
 @dataclass(frozen=True)
 class BatchAugmentation:

@@ -157,7 +157,6 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dropout: float
-    keep: float = 1.0  # of `Preprocess`
     any_size: bool = True  # whether it sees pictures of another size than it was built for
     imagenet: str | None = None  # torchvision's name of the weights, None where there are none
     options: dict[str, Any] = field(default_factory=dict)
@@ -180,8 +179,7 @@ def resnet_spec(depth: int, attention: str = "none") -> ModelSpec:
 
 
 MODELS = {
-    # 44 of 48 px, as its training crops: whole pictures cost it three points of accuracy on FER2013's PublicTest.
-    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, 44 / 48, any_size=False, options={"dropout": 0.3}),
+    "lightcnn": ModelSpec(light_cnn, 48, 1, (0.5,), (0.5,), 0.3, any_size=False, options={"dropout": 0.3}),
     # Mean and spread of FER2013's Training pixels.
     "fernet": ModelSpec(
         fernet,
@@ -392,7 +390,7 @@ def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any]) -> N
     """Write a checkpoint (the dict of `describe` with at least `state_dict` added) to a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two trainings may write the same --save_path
     try:
         torch.save(contents, temporary)
         temporary.replace(path)
@@ -552,10 +550,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to use: CUDA, then Apple's MPS, then the CPU. Raises ModelError where the one asked for is not there."""
+    """The device to use: CUDA, then Apple's MPS, then the CPU. Under torchrun each process has a GPU of its own, unless one
+    is named by its number. Raises ModelError where the one asked for is not there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, colon, index = name.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):

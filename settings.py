@@ -38,6 +38,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
 SIZE_STEP_PX = 8  # by which --first_size grows
+FORM = ("attention", "stem", "width", "depth")  # of BACKBONE_OPTIONS those that say what weights mean
 SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
@@ -224,6 +225,9 @@ def parse_args(argv: list[str], description: str | None = None) -> argparse.Name
             raise TrainingError(f"{recipe} has no recipe of its own – give --recipe {'|'.join(sorted(RECIPES))}")
         parser.set_defaults(**RECIPES[recipe] | {"recipe": recipe})
         args = parser.parse_args(argv)
+        for name in BACKBONE_OPTIONS:  # a recipe's are for its own network
+            if name not in MODELS[args.model].options and getattr(args, name) == RECIPES[recipe][name]:
+                setattr(args, name, None)
         pretrained = any(MODELS[args.model].stages) and (args.weights != "none" or args.init is not None)
         if args.freeze_epochs is None and pretrained:
             args.freeze_epochs = FREEZE_PRETRAINED.get(args.recipe)
@@ -268,6 +272,18 @@ def check(args: argparse.Namespace) -> None:
         raise TrainingError(
             f"--exp {args.exp!r} must be a plain name without blanks; the folder of the run folders is --runs"
         )
+
+
+def take_form(args: argparse.Namespace, model_args: dict[str, Any]) -> str:
+    """Give the network the form (FORM) of that of --init, whose `model_args` these are, where no flag says otherwise;
+    returns lines on what that changed. In another form its weights would say something else, though many fit."""
+    spec, lines = MODELS[args.model].options, ""
+    for name in [name for name in FORM if name in spec and getattr(args, name) == RECIPES[args.recipe][name]]:
+        own, theirs = getattr(args, name), model_args.get(name, spec[name])
+        if theirs != (spec[name] if own is None else own):
+            setattr(args, name, theirs)
+            lines += f"network: --{name} {theirs}, as {args.init} has it\n"
+    return lines
 
 
 def resume_path(args: argparse.Namespace) -> Path:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import evaluate
 from command_line import line_of
 from evaluate import score, write_text
-from fer_transform import BatchLoader, FERDataset, default_workers, drawn_pictures, epoch_seed, make_loader
+from fer_transform import KEEP, BatchLoader, FERDataset, default_workers, drawn_pictures, epoch_seed, make_loader
 from figures import plot_history
 from inference import BATCH_SIZE, run_inference
 from labels import LABEL_SETS, LabelSet
@@ -64,6 +64,7 @@ from models import (
     autocast,
     better_preprocess,
     build_model,
+    checkpoint_path,
     choose_device,
     choose_precision,
     describe,
@@ -75,7 +76,7 @@ from models import (
     transfer,
 )
 from onnx_weights import trainable
-from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch
+from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch, take_form
 from teacher import Teacher, is_network
 
 FETCHED_EVERY = 20  # steps, after which the loss is fetched from the device
@@ -445,7 +446,8 @@ def choose_preprocess(args: argparse.Namespace, resumed: dict[str, Any] | None, 
     VGGFace2 weights want it, else as the registry says. Raises TrainingError.
     """
     spec = MODELS[args.model]
-    plain = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=spec.keep)
+    keep = KEEP.get(args.augment, 1.0)
+    plain = Preprocess(args.img_size, spec.channels, spec.mean, spec.std, keep=keep)
     if resumed is not None:
         return Preprocess.from_dict(resumed["preprocess"])
     if initial is not None:
@@ -454,7 +456,8 @@ def choose_preprocess(args: argparse.Namespace, resumed: dict[str, Any] | None, 
             raise TrainingError(
                 f"{args.init} sees {other.channels} channels, {args.model} {spec.channels} – they do not fit"
             )
-        return replace(other, size_px=args.img_size)
+        # How faces lie in its pictures says nothing of those that it goes on with.
+        return replace(other, size_px=args.img_size, keep=keep, margin=0.0, landmarks=None)
     if args.vggface2_preprocess == "imagenet":
         return plain
     if spec.channels != 3:
@@ -650,6 +653,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     print(f"device: {device}; precision: {reason}")
     resumed = None if args.resume is None else read_checkpoint(args.resume)
     initial = initial_network(args) if args.init is not None and resumed is None else None
+    if initial is not None and initial.info.get("model") == args.model:
+        print(take_form(args, initial.info.get("model_args", {})), end="")
     preprocess = choose_preprocess(args, resumed, initial)
     train_set, val_set = prepare_data(args, preprocess)
 
@@ -821,7 +826,7 @@ def scoring_folder(args: argparse.Namespace) -> Path | None:
     if args.exp is None:
         return None
     folder = Path(args.runs) / args.exp
-    if (folder / "last.pth").is_file() and Path(args.resume).resolve().parent != folder.resolve():
+    if (folder / "last.pth").is_file() and checkpoint_path(args.resume).resolve().parent != folder.resolve():
         raise TrainingError(f"{folder} is another training's – choose another --exp for the figures of {args.resume}")
     return folder
 

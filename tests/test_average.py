@@ -67,6 +67,17 @@ def test_the_mean_of_two_epochs(run: Path, drawn: Path, tmp_path: Path, capsys: 
     assert again["members"] == record["members"] and again["scored"].startswith("python evaluate.py ")
 
 
+def test_an_interruption_is_a_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(average, "average", interrupted)
+    assert average.main([str(run), str(run / "last.pth"), "--out", str(tmp_path / "mean")]) == 130
+    assert capsys.readouterr().err == "\naverage.py: interrupted\n" and not (tmp_path / "mean").exists()
+
+
 def test_batchnorm_is_measured_on_the_training_rows(
     trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -393,7 +393,7 @@ def test_figures_of_two_splits_in_a_folder_are_made_in_one_way(
     for name in ("run.json", "history.jsonl", "training_history.png", "metrics_test.json"):
         assert not (out / name).exists()
     (out / "last.pth").touch()
-    assert "is the folder of another training" in error_of(capsys, scored, *meta)
+    assert "is the folder of another network" in error_of(capsys, scored, *meta)
 
 
 def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,6 +419,12 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(evaluate.EvaluationError, match="holds the figures of another scoring"):
         evaluate.output_folder([Path("weights/votes.onnx")], None, own=None)
     assert evaluate.output_folder([Path("weights/votes.onnx")], Path("runs/votes"), own=None) == Path("runs/votes")
+    Path("runs/votes/run.json").write_text('{"scored": "python evaluate.py weights/votes.onnx"}', encoding="utf-8")
+    assert evaluate.output_folder([Path("weights/votes.onnx")], None, own=None) == Path("runs/votes")  # the same again
+    with pytest.raises(evaluate.EvaluationError, match="is the folder of another network"):
+        evaluate.output_folder([Path("runs/a/best.pth")], Path("runs/b"), own=None)
+    Path("runs/b/run.json").write_text("{}", encoding="utf-8")
+    assert evaluate.output_folder([Path("runs/b/best.onnx")], None, own=None) == Path("runs/b_best")
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -21,6 +21,7 @@ import train
 from fer_transform import FERDataset
 from inference import fit_temperature
 from labels import LABEL_SETS
+from metadata_parallel import read_metadata
 from models import build_model, describe, load_checkpoint, save_checkpoint
 from onnx_network import METADATA_KEY, ModelError, OnnxNetwork
 from predict import EmotionPredictor
@@ -261,6 +262,24 @@ def test_what_cannot_be_exported(
     error = error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
     assert "was trained on another split than that of" in error and "--cross_dataset" not in error
     assert "or give none with --detector_model" in error_of(capsys, trained, *metas(drawn), "--detector_model", val_meta)
+
+
+def test_pictures_that_have_moved(
+    trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):  # relative to this folder, where there are none
+        shutil.copy(drawn / f"metadata_{split}.parquet", tmp_path)
+    shutil.copy(trained / "best.pth", tmp_path)  # without a record of where they were
+    root = str(drawn / read_metadata(drawn / "metadata_val.parquet")[1]["data_root"])
+    assert export.main(["best.pth", "plain.onnx"]) == 0  # it needs none
+    said = capsys.readouterr().out
+    assert said.count("not found – say where the data is: --data_root DIR") == 2 and "temperatures: none" in said
+    assert "--data_root DIR" in error_of(capsys, "best.pth", "--val_meta", "metadata_val.parquet")
+    assert export.main(["best.pth", "scored.onnx", "--data_root", root]) == 0
+    assert "note: " not in (said := capsys.readouterr().out) and "temperatures: affectnet8 " in said
+    (tmp_path / "run.json").write_text(json.dumps({"args": {"data_root": root}}), encoding="utf-8")
+    assert export.main(["best.pth", "scored.onnx"]) == 0 and "temperatures: affectnet8 " in capsys.readouterr().out
 
 
 # How faces lie in the training pictures

@@ -94,6 +94,13 @@ def test_members_of_an_ensemble_are_not_scored_on_the_test_split(folder: Path) -
     ]
 
 
+def test_members_of_another_network_than_the_recipe_s(folder: Path) -> None:
+    (folder / "metadata_train.parquet").touch()
+    first, *_ = make(folder, "ensemble", "RECIPE=E5", "MODEL=resnet18", "SEEDS=40")
+    expected = "train.py --recipe E5 --model resnet18 --seed 40 --no-score_test --exp E5_resnet18_seed40"
+    assert " ".join(first.split()) == expected
+
+
 def test_what_was_interrupted_goes_on_even_if_it_was_looked_at(folder: Path) -> None:
     (folder / "metadata_train.parquet").touch()
     assert len(make(folder, "study", "STUDY=E0 E5", "SEEDS=40", status=2, STOPS="E5_seed40")) == 2

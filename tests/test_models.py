@@ -510,6 +510,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False
 def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda=2, mps=True)
     assert [str(models.choose_device(name)) for name in ("auto", "cpu", "cuda:1", "mps")] == ["cuda", "cpu", "cuda:1", "mps"]
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of torchrun
+    assert [str(models.choose_device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]
     pretend(monkeypatch, mps=True)
     assert str(models.choose_device()) == "mps"
     pretend(monkeypatch)

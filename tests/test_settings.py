@@ -82,6 +82,26 @@ def test_a_refinement_goes_on_from_a_network(capsys: pytest.CaptureFixture[str])
     assert settings.parse_args(["--recipe", "fernet_refine", "--init", "a.pth"]).init == "a.pth"
 
 
+def test_a_network_keeps_the_form_of_the_one_it_goes_on_from() -> None:
+    flags = ["--recipe", "fernet_refine", "--init", "a.pth"]
+    args = settings.parse_args(flags)
+    theirs = {"width": 48, "stem": "stride1", "depth": 2, "stochastic_depth": 0.1, "dropout": 0.5}
+    lines = settings.take_form(args, theirs).splitlines()
+    assert lines == ["network: --stem stride1, as a.pth has it", "network: --width 48, as a.pth has it"]
+    assert (args.width, args.stem, args.depth, args.stochastic_depth, args.dropout) == (48, "stride1", None, None, 0.3)
+    args = settings.parse_args([*flags, "--stem", "stride2", "--width", "32"])  # whoever says so may change it
+    assert settings.take_form(args, theirs) == "" and (args.width, args.stem) == (32, "stride2")
+    assert settings.take_form(settings.parse_args(flags), {"width": 40}) == ""
+
+
+def test_a_recipe_with_another_network_leaves_out_what_that_lacks() -> None:
+    args = settings.parse_args(["--recipe", "fernet", "--model", "resnet18_gray"])
+    assert args.width is None and args.lr == RECIPES["fernet"]["lr"]
+    assert (
+        settings.parse_args(["--recipe", "fernet", "--model", "resnet18_gray", "--width", "32"]).width == 32
+    )  # refused later
+
+
 def test_variants_of_the_study_change_what_they_say_and_no_more() -> None:
     assert RECIPES["E0"] == RECIPES["lightcnn"]
     for name in ("E1", "E2", "E2b", "E3", "E4", "E5", "E6"):

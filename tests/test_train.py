@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -739,6 +740,19 @@ def test_scoring_alone_does_not_overwrite_another_run(
     flags = [*short_training(drawn, tmp_path), "--epochs", "0", "--resume", str(tmp_path / "a" / "best.pth")]
     assert "is another training's" in error_of(capsys, *flags, "--exp", "b")
     assert not (tmp_path / "b" / "metrics.json").exists()
+    flags[-1] = str(tmp_path / "a")
+    assert train.main([*flags, "--exp", "a"]) == 0 and (tmp_path / "a" / "metrics.json").is_file()
+
+
+def test_what_of_a_picture_is_seen(trained: Path) -> None:
+    """As much as in training; and of --init not how faces lay in its pictures."""
+    for name, keep in (("lightcnn", 44 / 48), ("randaugment", 1.0), ("fernet", 1.0)):
+        args = settings.parse_args(["--recipe", "E0", "--augment", name])
+        assert train.choose_preprocess(args, None, None).keep == keep
+        initial = load_checkpoint(trained)
+        aligned = replace(initial.preprocess, margin=0.1, landmarks=(0.5,) * 10)
+        seen = train.choose_preprocess(args, None, initial._replace(preprocess=aligned))
+        assert (seen.keep, seen.margin, seen.landmarks, seen.size_px) == (keep, 0.0, None, 48)
 
 
 def test_vggface2_input_needs_vggface2_weights(
