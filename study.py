@@ -194,9 +194,11 @@ def _start(path: str | None) -> str:
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
     """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights.
-    They may be kept under another name than they were trained under."""
+    They may be kept under another name than they were trained under. What the record says of the network's training goes
+    before its path, under which another may lie by now."""
     run = Run(name, results[name])
-    before = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
+    named = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
+    before = run.values["run"].get("init_exp", named)
     after = (name, *after)
     if before not in results:
         trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}

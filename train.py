@@ -357,8 +357,17 @@ def machine() -> str:
     return platform.processor() or platform.machine()
 
 
-def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, device: torch.device, precision: str) -> None:
-    """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones)."""
+def record_run(
+    folder: Path,
+    args: argparse.Namespace,
+    argv: list[str],
+    *,
+    device: torch.device,
+    precision: str,
+    init_exp: str | None,
+) -> None:
+    """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones),
+    and which training --init's network came of, as another may lie under its path later."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     here = {
         "processor": machine(),
@@ -372,12 +381,14 @@ def record_run(folder: Path, args: argparse.Namespace, argv: list[str], *, devic
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "machine": here,
     }
+    contents |= {"init_exp": init_exp} if init_exp is not None else {}
     path = folder / "run.json"
     if args.resume is not None and path.is_file():
         first = evaluate.record_of(folder)
         contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
         earlier = [*first.get("earlier_machines", []), first["machine"]]
         contents |= {"earlier_machines": [machine for machine in earlier if machine != here]}
+        contents |= {"init_exp": first["init_exp"]} if "init_exp" in first else {}
     write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
@@ -710,7 +721,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 raise TrainingError(f"{args.resume} {early if progress.exhausted else over}")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
-    record_run(folder, args, argv, device=device, precision=reason)
+    init_exp = None if initial is None else initial.info.get("exp")
+    record_run(folder, args, argv, device=device, precision=reason, init_exp=init_exp)
     if history:
         append_history(folder / "history.jsonl", history)  # a line short where it was killed after last.pth was written
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED: dict[str, tuple[str, int, dict[str, tuple[str, str] | None]]] = {
     "student": ("fernet_votes", 44, {"fer7": ("student", "_plain"), "ferplus8": ("ferplus8", "_plain")}),
     "fernet": ("fernet", 44, {"fer7": ("fernet", "_plain")}),
-    "fernet_votes": ("fernet_votes", 41, {"fer7": ("fernet_votes", "_plain"), "ferplus8": None}),
+    "fernet_votes": ("fernet_votes", 45, {"fer7": ("fernet_votes", "_plain"), "ferplus8": None}),
 }
 needs_fer2013 = pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
 needs_ferplus = pytest.mark.skipif("FERPLUS" not in os.environ, reason="FERPLUS is not set: path of fer2013new.csv")

@@ -19,14 +19,14 @@ NAMES = LABEL_SETS["fer7"].names
 def made_up(name: str, **more: Any) -> dict[str, Any]:
     """The figures of a made-up run of the light CNN: accuracy 0.5, F1 0.1 to 0.7 by class, two epochs of one minute each.
 
-    `more` replaces or adds figures; `args` adds settings, `minutes` gives the length of each epoch.
+    `more` replaces or adds figures; `args` adds settings, `run` to its record, `minutes` gives the length of each epoch.
     """
-    args, minutes = more.pop("args", {}), more.pop("minutes", (1, 1))
+    args, minutes, record = more.pop("args", {}), more.pop("minutes", (1, 1)), more.pop("run", {})
     values: dict[str, Any] = {"exp": name, "model": "lightcnn", "label_set": "fer7", "split": "test", "rows": 3589}
     values |= {"epoch": 2, "accuracy": 0.5, "accuracy_low": 0.48, "accuracy_high": 0.52, "macro_f1": 0.4}
     values |= {f"f1_{label}": 0.1 * place for place, label in enumerate(NAMES, start=1)} | {"recall_fear": 0.25} | more
     machine = {"processor": "Made Up 1", "threads": 2, "device": "cpu", "precision": "float32, as asked for"}
-    values["run"] = {"command": f"python train.py --exp {name}", "args": args, "machine": machine}
+    values["run"] = {"command": f"python train.py --exp {name}", "args": args, "machine": machine} | record
     values["history"] = [{"epoch": epoch, "time_s": 60 * length} for epoch, length in enumerate(minutes, start=1)]
     return values
 
@@ -154,6 +154,7 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
         student={"args": {"init": "weights/shipped.onnx"}},
         first={"args": {"exp": "first_seed40"}},
         second={"args": {"init": "runs/first_seed40/best.pth"}},
+        third={"args": {"init": "weights/second.onnx"}, "run": {"init_exp": "first_seed40"}},  # what lay there then
     )
     phases = {run.name: [phase.name for phase in run.phases] for group in groups for run in group.runs}
     assert phases.pop("two_phase") == ["two_phase_1", "two_phase"]
@@ -162,6 +163,7 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
     assert phases.pop("multitask") == ["alone_4", "multitask"]
     assert phases.pop("student") == ["two_phase_1", "shipped", "student"]
     assert phases.pop("second") == ["first", "second"]
+    assert phases.pop("third") == ["first", "third"]
     alone = ("two_phase_1", "alone_1", "alone_2", "alone_3", "alone_4", "resnet50", "first")
     assert phases == {name: [name] for name in alone}
     by_name = {group.name: group for group in groups}
