@@ -526,6 +526,7 @@ def write_record(
         shared = {
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
+        shared |= {"exp": out.name} if made else {}  # by which what goes on from it finds it
         shared["votes_weight"] = max(r["args"].get("votes_weight", 0.0) for r in records)  # whether any has learnt from them
         trained: list[dict[str, Any]] = []
         for run, record in zip(folders, records, strict=True):
@@ -533,7 +534,9 @@ def write_record(
             own = {"epoch": chosen, "epochs": len(history_lines(run))} if "members" not in record else {}
             own |= {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
             trained += [*record.get("members", []), {"name": run.name, "resumed": []} | own]
-        record = {key: value for key, value in records[0].items() if key not in ("resumed", "earlier_machines")}
+        one_start = len({r.get("init_exp") for r in records}) == 1
+        left_out = ("resumed", "earlier_machines") if one_start else ("resumed", "earlier_machines", "init_exp")
+        record = {key: value for key, value in records[0].items() if key not in left_out}
         record |= {"command": command, "args": shared, "members": trained}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))

@@ -54,7 +54,7 @@ def test_the_mean_of_two_epochs(run: Path, drawn: Path, tmp_path: Path, capsys: 
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert record["command"] == f"python average.py {run} {run / 'last.pth'} --out {out}"
     member, trained = record["members"][0], json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert len(record["members"]) == 1 and record["args"] == trained["args"]
+    assert len(record["members"]) == 1 and record["args"] == trained["args"] | {"exp": "mean"}
     assert (member["name"], member["epoch"], member["epochs"]) == ("a", "1, 3", 3)
     assert member["command"] == trained["command"]
     for name in ("history.jsonl", "training_history.png"):  # once

@@ -688,6 +688,22 @@ def test_a_run_is_scored_on_the_splits_that_it_was_trained_with(
     assert evaluate.default_meta(other, None) == Path("metadata_val.parquet")
 
 
+@pytest.mark.parametrize("second", ["x", "y"])
+def test_several_networks_go_on_from_one_only_if_all_do(tmp_path: Path, second: str) -> None:
+    paths = []
+    for name, start in (("a", "x"), ("b", second)):
+        (tmp_path / name).mkdir()
+        record = {"args": {"seed": 1}, "command": name, "init_exp": start}
+        (tmp_path / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        (tmp_path / name / "history.jsonl").write_text("{}\n", encoding="utf-8")
+        paths.append(tmp_path / name / "best.pth")
+    out = tmp_path / "out"
+    out.mkdir()
+    member = types.SimpleNamespace(info={"epoch": 3})
+    evaluate.write_record(paths, [member, member], out, "score both")  # type: ignore[list-item]
+    assert evaluate.record_of(out).get("init_exp") == ("x" if second == "x" else None)
+
+
 def test_the_record_of_an_onnx_file_is_that_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, seed in (("a", 1), ("b", 2)):
