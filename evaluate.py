@@ -288,7 +288,7 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     """Where results go: --out, else the folder of the one run, else runs/<name of the file or "ensemble">.
 
     `own` is a flag that wants another folder than the run's. Raises EvaluationError where none is given for it, and for the
-    folder of another training or of one of several.
+    folder of another network, of another scoring, or of one of several.
     """
     path = checkpoints[0]
     of_run = f"{path.parent.name}_" if (path.parent / "run.json").is_file() else ""  # best.onnx, which many runs have

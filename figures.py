@@ -380,7 +380,8 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
             if np.sum([np.isfinite(curves[key]).any() for key in panel]) > 1:
-                axis.legend(fontsize=10)
+                # above the panel: inside, it covers a curve of a few epochs
+                axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         figure.align_ylabels(axes)
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
