@@ -149,7 +149,8 @@ class Table:
 
     Rows go into the CSV (for Parquet into a CSV beside it, which becomes the file at the end); a note beside it says how
     many pictures are whole and which, how many could not be read, up to which byte, and of which call. Raises TableError
-    where there is a file or a note and `resume` is not asked for, or they are of another call or damaged.
+    where there is a file or a note and `resume` is not asked for, or they are of another call or damaged; of a file that is
+    whole, which has no note, labels and pictures alone tell its call.
     """
 
     def __init__(self, path: Path, labels: Sequence[str], *, call: dict[str, Any], resume: bool) -> None:

@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ModelError(f"{args.out} is there already – remove it, or give another --out")
         if len({path.resolve() for path in paths}) < (len(paths) if args.train_meta else max(2, len(paths))):
             raise ModelError("a mean wants two checkpoints or more, each named once")
+        if args.train_meta is None and (args.data_root is not None or args.device != "auto"):
+            raise ModelError("--data_root and --device do nothing here – add --train_meta PARQUET")
         if onnx := [path for path in paths if path.suffix.lower() == ".onnx"]:
             raise ModelError(f"{onnx[0]} is an ONNX file – give checkpoints: best.pth")
         members = [load_checkpoint(path) for path in paths]

@@ -132,16 +132,18 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     note = target / ".detector"
     if not note.is_file() and target.is_dir() and any(target.iterdir()):
         raise CropError(f"{target} holds other files than crops – give an empty folder")
-    by, of = note.read_text(encoding="utf-8").split("\n") if note.is_file() else (used, str(source.resolve()))
+    by, _, of = note.read_text(encoding="utf-8").partition("\n") if note.is_file() else (used, "", str(source.resolve()))
     if by != used:
-        raise CropError(f"{target} holds crops by {by}, not {used} – give another folder")
+        raise CropError(f"{target} holds crops by {by or 'an unknown detector'}, not {used} – give another folder")
     if of != str(source.resolve()):
         raise CropError(f"{target} holds crops of {of} – give another folder")
     names = list(files_of(source, target))
     if not names:
         raise CropError(f"{source} holds no files – is the path right?")
     target.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{by}\n{of}", encoding="utf-8")
+    temporary = note.with_name(f"{note.name}.tmp")
+    temporary.write_text(f"{by}\n{of}", encoding="utf-8")
+    temporary.replace(note)
     work = partial(crop_file, source=source, target=target, detector=detector, model=model)
     count = removed = 0
     left_out: list[tuple[str, str]] = []

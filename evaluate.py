@@ -306,7 +306,8 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     if not theirs and any((folder / name).is_file() for name in ("best.pth", "last.pth")):
         raise EvaluationError(f"{folder} is the folder of another network – give --out runs/NAME")
     scored = record_of(folder).get("scored")
-    if out is None and not theirs and scored is not None and str(path) not in shlex.split(scored):
+    of_it = scored is None or path.resolve() in [Path(word).resolve() for word in shlex.split(scored)]
+    if out is None and not theirs and not of_it:
         raise EvaluationError(f"{folder} holds the figures of another scoring – give --out runs/NAME")
     return folder
 

@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -40,11 +40,11 @@ TAIL_BYTES = 1024  # the end marker is looked for in so many last bytes: some pr
 FILE_MAX_BYTES = 1_000_000_000  # more than MAX_PIXELS of any format take
 HAAR = threading.local()  # the cascade of each thread
 
-JPEG = b"\xff\xd8\xff"
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # First bytes of each format, and the bytes that must stand near its end (None: the format has no end marker).
 SIGNATURES: tuple[tuple[bytes, bytes | None], ...] = (
     (JPEG, b"\xff\xd9"),
-    (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
+    (PNG, b"IEND\xaeB`\x82"),
     (b"BM", None),
     (b"RIFF", None),
     (b"II*\x00", None),
@@ -79,8 +79,8 @@ class Face(NamedTuple):
 def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | None:
     """What is wrong with an image file, judged by its size, header and end marker, or None where nothing is.
 
-    Cheap: one open, two reads (but for a JPEG without its end marker in the last bytes, which is read whole), no decoding
-    unless `decode`. Reasons are short and constant, so that they can be counted:
+    Cheap: one open, two reads (but for a JPEG or PNG without its end marker in the last bytes, which is read whole), no
+    decoding unless `decode`. Reasons are short and constant, so that they can be counted:
     "missing", "not a file", "unreadable", "empty", "larger than 1000 MB", "not an image", "truncated", "cannot be decoded".
     """
     try:
@@ -103,10 +103,11 @@ def image_fault(path: str | os.PathLike[str], *, decode: bool = False) -> str | 
         else:
             tail = head
         fault = bytes_fault(head, tail, size)
-        if fault == "truncated" and head.startswith(JPEG):
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                fault = None if jpeg_is_whole(file.read()) else fault
+        for signature, is_whole in ENDS_EARLY.items():
+            if fault == "truncated" and head.startswith(signature):
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    fault = None if is_whole(file.read()) else fault
     except OSError:
         return "unreadable"
     finally:
@@ -152,6 +153,23 @@ def jpeg_is_whole(content: bytes) -> bool:
     return content.find(b"\xff\xd9", position) >= 0
 
 
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, slice]]:
+    """The chunks of a PNG up to its end marker: kind and where they say they stand."""
+    position, kind = 8, b""
+    while position + 8 <= len(content) and kind != b"IEND":
+        begin, kind = position, content[position + 4 : position + 8]
+        position += 12 + int.from_bytes(content[position : position + 4], "big")  # length, kind, content, checksum
+        yield kind, slice(begin, position)
+
+
+def png_is_whole(content: bytes) -> bool:
+    """Whether a PNG has its end marker, wherever: programs that write a smaller one over a larger leave the rest of that."""
+    return any(kind == b"IEND" and place.stop <= len(content) for kind, place in png_chunks(content))
+
+
+ENDS_EARLY = {JPEG: jpeg_is_whole, PNG: png_is_whole}  # pictures that may have other things behind them
+
+
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as RGB, uint8 (H, W, 3), upright by its EXIF tag; the first frame of an animation.
 
@@ -195,18 +213,15 @@ def plain_png(data: np.ndarray) -> np.ndarray:
 
     Raises ImageError where a chunk claims to reach beyond the end: OpenCV would take up to 2 GB for its content.
     """
-    if data[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
+    if data[:8].tobytes() != PNG:
         return data
-    content = data.tobytes()
-    position, kind, profile = 8, b"", slice(0)
-    while position + 8 <= len(content) and kind != b"IEND":
-        begin, kind = position, content[position + 4 : position + 8]
-        position += 12 + int.from_bytes(content[position : position + 4], "big")  # length, kind, content, checksum
-        if kind == b"iCCP":
-            profile = slice(begin, position)
-    if position > len(content):
+    chunks = list(png_chunks(data.tobytes()))
+    if chunks and chunks[-1][1].stop > len(data):
         raise ImageError("truncated")
-    return np.delete(data, profile) if profile.stop else data
+    for kind, place in chunks:
+        if kind == b"iCCP":
+            return np.delete(data, place)
+    return data
 
 
 def lay_on_white(image: np.ndarray, alpha: np.ndarray) -> None:

@@ -377,8 +377,13 @@ class FERDataset(Dataset):
                 raise MetadataError(
                     f"--data_root: the pictures of {parquet} are in {self.images.name} beside it – leave it out"
                 )
-            self.pixels = np.load(self.images, mmap_mode="r", allow_pickle=False)
+            try:
+                self.pixels = np.load(self.images, mmap_mode="r", allow_pickle=False)
+            except (EOFError, ValueError):  # empty, cut, or no array
+                raise MetadataError(f"{self.images} is damaged – run: make metadata") from None
             self.index = rows["index"].to_numpy(dtype=np.int64)
+            if self.index.max() >= len(self.pixels):
+                raise MetadataError(f"{self.images} is not of {parquet}: it is shorter – run: make metadata")
         else:
             self.root = resolve_data_root(parquet, self.info, data_root)
             self.paths = rows["path"].tolist()
@@ -424,7 +429,7 @@ class FERDataset(Dataset):
         try:
             return read_image(path)
         except ImageError as error:
-            raise PictureError(f"{path}: {error} – run make metadata again, or give --data_root") from error
+            raise PictureError(f"{path}: {error} – index again with --verify, or give --data_root") from error
 
     def pictures(self) -> Tensor:
         """All pictures as the network sees them but for the scale: uint8 (N, C, H, W). Raises MetadataError."""

@@ -558,16 +558,25 @@ def _csv_rows(path: Path) -> Iterator[PixelRow]:
             raise MetadataError(f"{path} has no columns emotion and pixels; its columns are {', '.join(columns) or 'none'}")
         emotion_at, pixels_at, usage_at = columns["emotion"], columns["pixels"], columns.get("usage")
         try:
-            for row, fields in enumerate(reader):
+            for row, fields in enumerate(filter(None, reader)):  # without blank lines
                 if len(fields) < len(columns):
                     yield PixelRow(row, -1, None, None, "too few columns")
                     continue
-                emotion = int(fields[emotion_at]) if fields[emotion_at].strip().isdecimal() else -1
+                emotion = _class_number(fields[emotion_at])
                 usage = None if usage_at is None else fields[usage_at].strip()
                 image = _pixels(fields[pixels_at])
                 yield PixelRow(row, emotion, usage, image, "pixels cannot be read" if image is None else None)
         except csv.Error as error:
             raise MetadataError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _class_number(value: object) -> int:
+    """A class's number, -1 for what is none; 3.0 is 3, as pandas writes it where other rows have none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return -1
+    return int(number) if number.is_integer() else -1
 
 
 def _pixels(text: str) -> np.ndarray | None:
@@ -596,16 +605,18 @@ def _parquet_rows(path: Path) -> Iterator[PixelRow]:
         names = {name.lower(): name for name in file.schema_arrow.names}
         if not {"emotion", "png"} <= names.keys():
             raise MetadataError(f"{path} has no columns emotion and png; its columns are {', '.join(names)}")
+        kind = file.schema_arrow.field(names["png"]).type
+        if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+            raise MetadataError(f"{path}: the column png holds {kind}, not the bytes of PNG files")
         wanted = [names[key] for key in ("row", "emotion", "usage", "png") if key in names]
         position = 0
         for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=wanted):
             columns = {name.lower(): values for name, values in batch.to_pydict().items()}
             for i, png in enumerate(columns["png"]):
                 row = columns["row"][i] if "row" in columns else position
-                emotion = columns["emotion"][i]
                 usage = columns["usage"][i] if "usage" in columns else None
                 image, fault = _decoded(png or b"")
-                yield PixelRow(row, -1 if emotion is None else emotion, usage, image, fault)
+                yield PixelRow(row, _class_number(columns["emotion"][i]), usage, image, fault)
                 position += 1
 
 
@@ -625,20 +636,20 @@ def read_ferplus(path: str | os.PathLike[str]) -> tuple[list[str], np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise MetadataError(f"--ferplus {path} not found – it is fer2013new.csv of github.com/microsoft/FERPlus")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    usage, votes = [], []
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file)
-        columns = {name.strip().lower(): i for i, name in enumerate(next(reader, []))}
-        at = {_class_name(name) or name: i for name, i in columns.items()}
-        missing = [name for name in ("usage", *FERPLUS_VOTES) if name not in at]
-        if missing:
-            raise MetadataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns) or 'none'}")
-        usage, votes = [], []
-        for fields in reader:
-            try:
-                votes.append([int(fields[at[name]]) for name in FERPLUS_VOTES])
+        try:
+            columns = {name.strip().lower(): i for i, name in enumerate(next(reader, []))}
+            at = {_class_name(name) or name: i for name, i in columns.items()}
+            missing = [name for name in ("usage", *FERPLUS_VOTES) if name not in at]
+            if missing:
+                raise MetadataError(f"{path} has no column {', '.join(missing)} – give fer2013new.csv of FERPlus")
+            for fields in filter(None, reader):  # without blank lines
+                votes.append(np.array([int(fields[at[name]]) for name in FERPLUS_VOTES], np.uint8))
                 usage.append(fields[at["usage"]].strip())
-            except (ValueError, IndexError):
-                raise MetadataError(f"{path}, line {reader.line_num}: not the votes of ten taggers") from None
+        except (ValueError, IndexError, OverflowError, csv.Error):
+            raise MetadataError(f"{path}, line {reader.line_num}: not the votes of ten taggers") from None
     return usage, np.array(votes, np.uint8).reshape(-1, len(FERPLUS_VOTES))
 
 

@@ -446,9 +446,13 @@ def inspect(path: Path) -> Iterator[str]:
     table, info = _read_table(path)
     if "label" not in table.schema.names:
         raise MetadataError(f"{path} has no column label; its columns are {', '.join(table.schema.names)}")
+    try:
+        labels = pc.cast(table["label"], pa.string())
+    except pa.ArrowException:
+        raise MetadataError(f"{path}: the column label holds {table['label'].type}, neither names nor numbers") from None
     yield f"{path}: {len(table):,} rows"
     yield from (f"  {key:12} {value}" for key, value in (info or {"metadata": "none of its own"}).items())
-    table = table.set_column(table.schema.get_field_index("label"), "label", pc.cast(table["label"], pa.string()))
+    table = table.set_column(table.schema.get_field_index("label"), "label", labels)
     if "split" not in table.schema.names:
         table = table.append_column("split", pa.array(["?"] * len(table)))
     label_set = LABEL_SETS.get(info["label_set"]) if info else None
@@ -457,7 +461,11 @@ def inspect(path: Path) -> Iterator[str]:
         if name not in table.schema.names:
             yield f"{name}: no such column"
             continue
-        values = pc.cast(table[name], pa.float64()).to_numpy()  # null becomes NaN
+        try:
+            values = pc.cast(table[name], pa.float64()).to_numpy()  # null becomes NaN
+        except pa.ArrowException:
+            yield f"{name}: {table[name].type}, not numbers"
+            continue
         known_values = values[np.isfinite(values) & (values != layouts.AFFECT_SENTINEL)]
         spread = f"{known_values.min():.4f} to {known_values.max():.4f}" if len(known_values) else "no values"
         sentinels = int((values == layouts.AFFECT_SENTINEL).sum())
@@ -500,6 +508,10 @@ def build_metadata(
     found = layouts.recognise(data, layout=layout, label_set=label_set)
     target = choose_label_set(found, label_set, ferplus=ferplus is not None)
     test_parts = layouts.class_folder_test(test_data, found.root, target.name) if test_data is not None else ()
+    if found.pixels is not None:
+        idle = {"test_data": test_data, "verify": verify, "workers": workers}
+        if given := [name for name, value in idle.items() if value]:
+            raise MetadataError(f"--{given[0]} is for folders of pictures; {found.pixels} holds pixels – leave it out")
     schema = VOTES_SCHEMA if ferplus else SCHEMA
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".metadata-", dir=out) as folder:
@@ -513,6 +525,9 @@ def build_metadata(
             if any(pc.any(pc.equal(batch["split"], "test")).as_py() for batch in batches):
                 raise MetadataError(f"--test_data {test_data}: {data} has a test split of its own – leave --test_data out")
             more, unusable = collect_faces(test_parts, target, schema, workers=workers, verify=verify)
+            indexed = {path for batch in batches for path in batch["path"].to_pylist()}
+            if both := [path for batch in more for path in batch["path"].to_pylist() if path in indexed]:
+                raise MetadataError(f"--test_data {test_data}: {both[0]} is in {data}, too – take it out there")
             batches += more
             skipped += unusable
         skipped += not_cropped
@@ -556,9 +571,12 @@ def report(built: Built, out: Path, *, unused_fraction: bool) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     try:
         if args.inspect is not None:
+            if idle := [name for name, value in vars(args).items() if value not in (args.inspect, parser.get_default(name))]:
+                raise MetadataError(f"--{idle[0]} does nothing beside --inspect – leave it out")
             lines = inspect(args.inspect)
         else:
             if args.val_fraction is not None and not 0 < args.val_fraction < 1:

@@ -26,6 +26,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,6 +290,10 @@ def predict_single_image(
             called = {canonical(name): name for name in class_names}
         except KeyError:
             called = dict(zip(own, class_names, strict=False))
+            for place, name in called.items():  # one that is matched by name elsewhere: the others are misspelt
+                with suppress(KeyError):
+                    if canonical(name) != place:
+                        raise ValueError(f"class_names: {name} is an expression, but others are not known by name") from None
         if set(called) != set(own) or len(class_names) != len(own) or len(set(class_names)) != len(own):
             raise ValueError(f"class_names {', '.join(class_names)} are not names for {', '.join(own)}")
     label, probabilities = predictor.predict_single_image(image_path)
@@ -423,13 +428,13 @@ def main(argv: list[str] | None = None) -> int:
         names = sources.numbered(sources.expand(args.images, leave_out=args.save), shard)
         if table is not None and table.complete:
             table.check(name for _, name in sources.without_videos(names, []))
-            print(f"{path} is complete already: nothing was read")
+            print(f"{path} is complete already: nothing was read; for another network's answers give another name")
             status = 1 if table.failed else 0
         else:
             status = write(predictor, names, args, table)
         by_torchrun = args.shard is None and shard[1] > 1
         return 0 if by_torchrun else status  # it would end the other shards for a picture that cannot be read
-    except (ModelError, DetectorError, sources.SourceError, TableError) as error:
+    except (ModelError, DetectorError, ImageError, sources.SourceError, TableError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -534,7 +539,7 @@ def read_video(predictor: EmotionPredictor, name: str, *, save: Path | None, sav
 
     try:
         tracks = video.follow(name, predictor.predict_frame, save=save, name=save_as)
-    except sources.SourceError as error:
+    except (sources.SourceError, ImageError) as error:
         return {"path": name, "detector": predictor.detector, "tracks": [], "error": str(error)}, str(error)
     document = {"path": name, "detector": predictor.detector, "tracks": [video.track_to_dict(track) for track in tracks]}
     return document | {"error": None}, video.describe_tracks(name, tracks)

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import math
 import os
+import sys
 import time
 from array import array
 from collections import Counter
@@ -33,6 +34,7 @@ SMOOTHING_S = 0.5  # after which a new expression counts for 63%
 OVERLAP_MIN = 0.2  # of the boxes of one person in two frames
 PATIENCE_S = 1.0  # for which a person may be out of sight
 MPEG4_TIMEBASE_MAX = 65_535  # frames a second times the power of ten that makes them a whole number
+WHOLE_SHARE = 0.9  # of the frames that a file announces, which may be an estimate
 FPS_ASSUMED = 25.0  # of files that do not say
 WINDOW = "FER: q quits, s saves"
 Predict = Callable[[np.ndarray], list[FacePrediction]]  # (H, W, 3) RGB → the faces in it
@@ -178,6 +180,8 @@ def frames(capture: Any, label: str) -> Iterator[tuple[int, float, np.ndarray]]:
             if not there:
                 if number == 0:
                     raise SourceError(f"{label}: no frame of it can be read")
+                if number < WHOLE_SHARE * total:
+                    tqdm.write(f"{label}: only {number} of about {total} frames can be read – is it whole?", file=sys.stderr)
                 return
             yield number, number / fps, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
             bar.update()

@@ -120,6 +120,9 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert crops.main([str(photos), str(tmp_path / "other"), "--detector", "haar", "--workers", "-1"]) == 2
     assert "--workers -1" in capsys.readouterr().err
     (tmp_path / "by").mkdir()
+    (tmp_path / "by" / ".detector").write_bytes(b"")  # of a full disk
+    assert crops.main([str(photos), str(tmp_path / "by"), "--detector", "haar"]) == 2
+    assert "holds crops by an unknown detector, not haar" in capsys.readouterr().err
     (tmp_path / "by" / ".detector").write_text(f"yunet\n{photos}", encoding="utf-8")
     assert crops.main([str(photos), str(tmp_path / "by"), "--detector", "haar"]) == 2
     assert "holds crops by yunet, not haar" in capsys.readouterr().err

@@ -421,6 +421,9 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert evaluate.output_folder([Path("weights/votes.onnx")], Path("runs/votes"), own=None) == Path("runs/votes")
     Path("runs/votes/run.json").write_text('{"scored": "python evaluate.py weights/votes.onnx"}', encoding="utf-8")
     assert evaluate.output_folder([Path("weights/votes.onnx")], None, own=None) == Path("runs/votes")  # the same again
+    for spelling in ("./weights/votes.onnx", str(tmp_path / "weights" / "votes.onnx")):
+        Path("runs/votes/run.json").write_text(json.dumps({"scored": f"python evaluate.py {spelling}"}), encoding="utf-8")
+        assert evaluate.output_folder([Path("weights/votes.onnx")], None, own=None) == Path("runs/votes")
     with pytest.raises(evaluate.EvaluationError, match="is the folder of another network"):
         evaluate.output_folder([Path("runs/a/best.pth")], Path("runs/b"), own=None)
     Path("runs/b/run.json").write_text("{}", encoding="utf-8")

@@ -108,6 +108,15 @@ def test_a_film_behind_a_jpeg_is_no_fault(tmp_path: Path, photo: np.ndarray) -> 
     assert image_fault(path) is None
 
 
+def test_what_is_left_of_a_larger_file_behind_a_png_is_no_fault(tmp_path: Path, photo: np.ndarray) -> None:
+    path = write(tmp_path / "cropped.png", photo)
+    before, content = read_image(path), path.read_bytes()
+    path.write_bytes(content + bytes(range(256)) * 20)
+    assert image_fault(path) is None and np.array_equal(read_image(path), before)
+    path.write_bytes(content[:-12] + bytes(range(256)) * 20)
+    assert image_fault(path) == "truncated"
+
+
 def test_files_larger_than_any_picture_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bmp"
     path.write_bytes(b"BM\xff\x00\x00\x00" + bytes(2_000_000))

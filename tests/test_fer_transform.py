@@ -153,6 +153,12 @@ def test_unusable_metadata(drawn: Path, pixels: Path, tmp_path: Path) -> None:
     assert "metadata_images.npy not found beside" in message_of(
         lambda: FERDataset(tmp_path / "metadata_val.parquet", data_root=tmp_path)
     )
+    whole = (pixels / "metadata_images.npy").read_bytes()
+    for content in (b"", b"no array", whole[: len(whole) // 2]):
+        (tmp_path / "metadata_images.npy").write_bytes(content)
+        assert "is damaged" in message_of(lambda: FERDataset(tmp_path / "metadata_val.parquet"))
+    np.save(tmp_path / "metadata_images.npy", np.load(pixels / "metadata_images.npy")[:2])
+    assert "is not of" in message_of(lambda: FERDataset(tmp_path / "metadata_val.parquet"))
     root = message_of(lambda: FERDataset(drawn / "metadata_val.parquet", data_root=tmp_path / "elsewhere"))
     assert "--data_root" in root
 
@@ -162,7 +168,7 @@ def test_a_missing_picture_is_one_line(drawn: Path, tmp_path: Path, workers: int
     dataset = FERDataset(drawn / "metadata_val.parquet", preprocess=GREY_48, data_root=tmp_path)
     loader = make_loader(dataset, batch_size=4, workers=workers, device=CPU)
     message = message_of(lambda: list(loader))
-    assert message == f"{tmp_path / dataset.paths[0]}: missing – run make metadata again, or give --data_root"
+    assert message == f"{tmp_path / dataset.paths[0]}: missing – index again with --verify, or give --data_root"
 
 
 # The evaluation transform

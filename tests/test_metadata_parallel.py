@@ -416,6 +416,13 @@ def test_test_data_kept_elsewhere(tmp_path, capsys):
     root = resolve_data_root(tmp_path / "metadata_all.parquet", info)
     assert all((root / path).is_file() for path in frame["path"])
     assert set(skipped.values()) == {"contempt is not in fer7"}
+    assert "happy/0.png is in" in error_of(
+        capsys, "--data", data / "train", "--out", tmp_path, "--test_data", data / "train"
+    )
+    write_csv(tmp_path / "fer2013.csv", [(3, "Training", None)] * 5)
+    for flags in (["--test_data", outside], ["--verify"], ["--workers", "2"]):
+        error = error_of(capsys, "--data", tmp_path / "fer2013.csv", "--out", tmp_path, *flags)
+        assert f"{flags[0]} is for folders of pictures" in error
     write_class_folders(data / "test", ["happy"])
     assert "has a test split of its own" in error_of(capsys, "--data", data, "--out", tmp_path, "--test-data", outside)
     assert "no class folders" in error_of(capsys, "--data", data, "--out", tmp_path, "--test_data", data)
@@ -470,22 +477,25 @@ def test_bad_rows_of_a_csv(tmp_path):
         (7, "Training", good),
         ("", "Training", good),
         (1, "Holiday", good),
+        ("3.0", "Training", good),  # of pandas
+        ("3.5", "Training", good),
         (6, "PublicTest", good),
     ]
     write_csv(tmp_path / "fer2013.csv", rows)
     with (tmp_path / "fer2013.csv").open("a") as file:
-        file.write("3\n")
+        file.write("\n3\n\n")
     frame, _, skipped = build(tmp_path / "fer2013.csv", tmp_path)
-    assert list(frame["label"]) == ["angry", "neutral"]
-    assert list(frame["index"]) == [0, 1]
-    assert len(np.load(tmp_path / "metadata_images.npy")) == 2
+    assert list(frame["label"]) == ["angry", "happy", "neutral"]
+    assert list(frame["index"]) == [0, 1, 2]
+    assert len(np.load(tmp_path / "metadata_images.npy")) == 3
     assert skipped == {
         **{f"fer2013.csv:{row}": "pixels cannot be read" for row in (1, 2, 3, 4, 6)},
         "fer2013.csv:5": "wrong number of pixels",
         "fer2013.csv:7": "class out of range",
         "fer2013.csv:8": "class out of range",
         "fer2013.csv:9": "unknown Usage",
-        "fer2013.csv:11": "too few columns",
+        "fer2013.csv:11": "class out of range",
+        "fer2013.csv:13": "too few columns",
     }
 
 
@@ -506,6 +516,19 @@ def test_parquet(tmp_path):
         "fer2013.parquet:7": "image: cannot be decoded",
         "fer2013.parquet:8": "class out of range",
     }
+
+
+def test_odd_columns_of_a_parquet(tmp_path, capsys):
+    path = tmp_path / "fer2013.parquet"
+    usage = ["Training"] * 3
+    for emotions in ([3.0, None, 4.0], ["3", "sad", "4"]):
+        pd.DataFrame({"emotion": emotions, "usage": usage, "png": [PNG] * 3}).to_parquet(path)
+        frame, _, skipped = build(path, tmp_path)
+        assert list(frame["label"]) == ["happy", "sad"]
+        assert skipped == {"fer2013.parquet:1": "class out of range"}
+    for pngs in ([{"bytes": PNG}] * 3, ["text"] * 3):
+        pd.DataFrame({"emotion": [1, 2, 3], "usage": usage, "png": pngs}).to_parquet(path)
+        assert "not the bytes of PNG files" in error_of(capsys, "--data", path, "--out", tmp_path)
 
 
 # usage, votes, and the winner by hand: votes of one are dropped, the rest must give one class more than half.
@@ -598,6 +621,11 @@ def test_ferplus_of_another_data_set_is_refused(tmp_path, capsys):
     assert "has 10 rows, fer2013.csv has only 9" in error_of(capsys, *command)
     write_ferplus(votes, FERPLUS_ROWS[::-1])
     assert "row 0: usage PrivateTest, but Training" in error_of(capsys, *command)
+    for odd in ("-1,0", "300,0", "x,0", "", '"' + 200_000 * "1"):
+        votes.write_text(f"{FERPLUS_HEADER}\n\nTraining,fer0.png,{odd}\n")
+        assert ": not the votes of ten taggers" in error_of(capsys, *command)
+    votes.write_bytes(b"\xe9\x00,b\n1,2\n")
+    assert "has no column usage, neutral" in error_of(capsys, *command)
     votes.write_text("a,b\n1,2\n")
     assert "has no column usage, neutral" in error_of(capsys, *command)
     assert "nowhere.csv not found" in error_of(capsys, *command[:-1], tmp_path / "nowhere.csv")
@@ -836,6 +864,12 @@ def test_inspect(tmp_path, capsys):
     assert "not found" in error_of(capsys, "--inspect", tmp_path / "nowhere.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "a.parquet")
     assert "has no column label" in error_of(capsys, "--inspect", tmp_path / "a.parquet")
+    pd.DataFrame({"label": ["sad"], "valence": ["much"]}).to_parquet(tmp_path / "a.parquet")
+    assert main(["--inspect", str(tmp_path / "a.parquet")]) == 0
+    assert "valence: string, not numbers" in capsys.readouterr().out.replace("large_string", "string")
+    pd.DataFrame({"label": [[1]]}).to_parquet(tmp_path / "a.parquet")
+    assert "neither names nor numbers" in error_of(capsys, "--inspect", tmp_path / "a.parquet")
+    assert "--verify does nothing beside --inspect" in error_of(capsys, "--inspect", tmp_path / "a.parquet", "--verify")
 
 
 # ---- the real data --------------------------------------------------------------------------------------------------

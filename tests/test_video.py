@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faces import Face, read_image
+from faces import Face, ImageError, read_image
 
 import cv2
 import numpy as np
@@ -205,6 +205,39 @@ def test_a_video_is_never_written_over_itself(clip: Path, tmp_path: Path, monkey
     for part in ("1/2", "2/2"):
         assert predict.main([*videos, "--save", str(tmp_path / "parts"), "--shard", part]) == 0
     assert sorted(path.name for path in (tmp_path / "parts").glob("*.mp4")) == written
+
+
+def test_a_video_that_ends_early_is_said(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(video.follow(str(clip), find_squares, save=None)[0].frames) == 30
+    assert capsys.readouterr().err == ""
+    whole = cv2.VideoCapture
+
+    class Cut:
+        def __init__(self, source: str) -> None:
+            self.capture, self.frames = whole(source), iter(range(16))
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            return self.capture.read() if next(self.frames, None) is not None else (False, None)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.capture, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Cut)
+    assert len(video.follow(str(clip), find_squares, save=None)[0].frames) == 16
+    assert capsys.readouterr().err == "two squares.mp4: only 16 of about 30 frames can be read – is it whole?\n"
+
+
+def test_a_frame_that_cannot_be_searched_is_one_line(clip: Path) -> None:
+    class Stub:
+        detector = "yunet"
+
+        def predict_frame(self, image: np.ndarray) -> list[FacePrediction]:
+            raise ImageError("cannot be searched for faces")
+
+    document, words = predict.read_video(Stub(), str(clip), save=None, save_as="a")  # type: ignore[arg-type]
+    assert document["tracks"] == [] and words == document["error"] == "cannot be searched for faces"
 
 
 def test_a_video_without_a_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
