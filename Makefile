@@ -66,12 +66,32 @@ $(VENV):
 VOTES = $(if $(filter command%,$(origin FERPLUS)),$(FERPLUS))
 INDEXED = $(if $(DATA),--data "$(DATA)") $(if $(VOTES),--ferplus "$(VOTES)")
 
-# What `make eval` scores: the run named, else the newest, else one that is trained for it.
-NEWEST := $(shell ls -t runs/*/best.pth 2>/dev/null | head -n 1)
+TYPED_MODEL = $(if $(filter command%,$(origin MODEL)),$(MODEL))
+
+# What `make eval` scores: the run named, else the newest (of RECIPE or MODEL), else one that is trained for it.
+NEWEST := $(shell ls -t runs/$(addsuffix _seed,$(or $(RECIPE),$(TYPED_MODEL)))*/best.pth 2>/dev/null | head -n 1)
 CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(or $(RECIPE),$(MODEL))_seed42/best.pth))
 
+# What is typed and would do nothing is refused, as the scripts do it.
+IDLE_train := SEEDS STUDY
+IDLE_eval := SEEDS STUDY
+IDLE_study := RECIPE MODEL EXP
+IDLE_ensemble := EXP STUDY
+IDLE_student := EXP STUDY
+IDLE_two-phase := RECIPE MODEL
+IDLE_predict := RECIPE
+ifeq ($(words $(MAKECMDGOALS)),1)
+$(foreach name,$(IDLE_$(MAKECMDGOALS)),$(if $(filter command%,$(origin $(name))),\
+  $(error $(name) does nothing for make $(MAKECMDGOALS) – leave it out)))
+endif
+INDEXES := $(filter metadata two-phase,$(MAKECMDGOALS))
+LEARNS := $(filter train eval study ensemble student,$(MAKECMDGOALS))
+ifneq ($(and $(LEARNS),$(DATA)$(VOTES),$(wildcard metadata_train.parquet)),)
+$(if $(INDEXES),,$(if $(filter command%,$(origin DATA) $(origin FERPLUS)),\
+  $(error metadata_train.parquet is there already – index other data first: make metadata DATA=…)))
+endif
+
 # What `make train` trains: the recipe named, else that of the model.
-TYPED_MODEL = $(if $(filter command%,$(origin MODEL)),$(MODEL))
 ITS_MODEL = $(if $(RECIPE),$(if $(TYPED_MODEL),--model $(TYPED_MODEL)))
 WHAT = $(if $(RECIPE),--recipe $(RECIPE) $(ITS_MODEL),--model $(MODEL))
 
@@ -119,10 +139,10 @@ demo: $(READY) ## the whole chain on drawn faces, offline, in about 2 minutes
 metadata: $(READY) ## index DATA (default: data/, else this folder) into metadata_*.parquet
 	$(PYTHON) metadata_parallel.py $(INDEXED) $(ARGS)
 
-train: $(READY) | metadata_train.parquet ## train MODEL by its recipe into runs/
+train: $(READY) | $(if $(findstring --resume,$(ARGS)),,metadata_train.parquet) ## train MODEL by its recipe into runs/
 	$(PYTHON) train.py $(if $(findstring --resume,$(ARGS)),,$(WHAT)) $(if $(EXP),--exp "$(EXP)") $(ARGS)
 
-eval: $(READY) | $(if $(EXP),,metadata_train.parquet $(CHECKPOINT)) ## score EXP, else the newest run; train first where there is none
+eval: $(READY) | $(if $(EXP)$(NEWEST),,metadata_train.parquet $(CHECKPOINT)) ## score EXP, else the newest run (of RECIPE or MODEL); train first where there is none
 	$(PYTHON) evaluate.py "$(CHECKPOINT)" $(ARGS)
 
 # Every variant with every seed, one after another.
@@ -162,9 +182,9 @@ two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS),
 	@set -e; $(call train_once,$(TWO_PHASE)_1,--recipe two_phase_1 $(call parquets,$(TWO_PHASE)_1) $(ARGS) $(ARGS1),--split val)
 	@set -e; $(call train_once,$(TWO_PHASE),$(PHASE_2) $(call parquets,$(TWO_PHASE)) $(ARGS) $(ARGS2))
 
-predict: $(READY) ## read the face in IMG
+predict: $(READY) ## read the face in IMG, by the shipped network, the run EXP, or MODEL=student|fernet_votes|fernet
 	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
-	$(PYTHON) predict.py "$(IMG)" $(ARGS)
+	$(PYTHON) predict.py "$(IMG)" $(if $(EXP)$(TYPED_MODEL),--model "$(or $(addprefix runs/,$(EXP)),$(TYPED_MODEL))") $(ARGS)
 
 app: $(READY_APP) ## a web page on this machine that reads the faces of a picture
 	$(PYTHON_APP) app.py $(ARGS)

@@ -273,7 +273,7 @@ def comparison(groups: Sequence[study.Group], link: str) -> str:
         [
             "## Every documented system beside its own figures\n",
             "Means over the seeds ± their sample standard deviation, on the test split unless another is named. Each seed\n"
-            "leads to its run; minutes are those of one run, earlier phases included.\n",
+            "leads to its run; minutes are those of one run, earlier phases and all members included.\n",
             table([*header, "seeds", "chosen epochs", "time of a run"], rows),
             *notes,
             *([f"Not among the kept runs yet: {', '.join(lacking)}.\n"] if lacking else []),

@@ -54,11 +54,11 @@ def differing(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any
 @dataclass(frozen=True)
 class Run:
     """A kept run: its folder's name, the contents of metrics.json with `run` (run.json) and `history` (a dict an epoch)
-    beside them, and the kept run whose network it started from, if any."""
+    beside them, and the kept runs whose networks it, or the members of an ensemble, started from."""
 
     name: str
     values: dict[str, Any]
-    before: "Run | None" = None
+    before: tuple["Run", ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -68,8 +68,9 @@ class Run:
 
     @property
     def phases(self) -> tuple["Run", ...]:
-        """The runs that led to this one, the earliest first, and this one."""
-        return (*(self.before.phases if self.before else ()), self)
+        """The runs that led to this one, each once, the earliest first, and this one."""
+        earlier = {phase.name: phase for run in self.before for phase in run.phases}
+        return (*earlier.values(), self)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class Group:
         """What it is called: by its document, else by its recipe, else by its network; then what differs, phase by phase,
         from the recipe of its name, else from its own, whether FER+'s votes were learnt, and how it was scored."""
         first, more = self.runs[0], ""
-        for phase in first.phases:
+        for phase in first.phases if first.values.get("members", 1) == 1 else [first]:
             recipe = RECIPES.get(self.name if phase is first else "", RECIPES.get(phase.settings.get("recipe", "")))
             other = differing(phase.settings, recipe) if recipe else {}
             typed = " ".join(f"--{key} {value}" for key, value in other.items())
@@ -193,18 +194,24 @@ def _start(path: str | None) -> str:
 
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
-    """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights.
-    They may be kept under another name than they were trained under. What the record says of the network's training goes
+    """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights, and
+    of an ensemble those that its members, where these are kept, go on from. They may be kept under another name than they were trained under. What the record says of the network's training goes
     before its path, under which another may lie by now."""
     run = Run(name, results[name])
     named = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
-    before = run.values["run"].get("init_exp", named)
     after = (name, *after)
-    if before not in results:
-        trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}
-        before = trained_as.get(before, "")
-    goes_on = before in results and before not in after
-    return replace(run, before=_run(before, results, after)) if goes_on else run
+    trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}
+    trained_as |= {kept: kept for kept in results}
+
+    def kept_run(trained: str) -> tuple[Run, ...]:
+        kept = trained_as.get(trained, "")
+        return (_run(kept, results, after),) if kept and kept not in after else ()
+
+    before = kept_run(run.values["run"].get("init_exp", named))
+    if run.values.get("members", 1) > 1:
+        members = [member["name"] for member in run.values["run"].get("members", [])]
+        before += tuple(earlier for member in members for own in kept_run(member) for earlier in own.before)
+    return replace(run, before=before)
 
 
 def systems(groups: Sequence[Group]) -> list[Group]:

@@ -74,6 +74,32 @@ def test_scoring_trains_what_was_named(folder: Path) -> None:
     assert make(folder, "eval") == ["evaluate.py runs/E5_seed42/best.pth"]  # the newest
 
 
+def test_scoring_takes_the_newest_of_what_was_named(folder: Path) -> None:
+    for age_s, name in enumerate(("two_phase", "E5_seed41", "E5_seed42", "E0_seed42")):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "best.pth").touch()
+        os.utime(folder / "runs" / name / "best.pth", (1e9 - age_s, 1e9 - age_s))
+    assert make(folder, "eval") == ["evaluate.py runs/two_phase/best.pth"]  # which has an index of its own
+    assert make(folder, "eval", "RECIPE=E5") == ["evaluate.py runs/E5_seed41/best.pth"]
+    assert make(folder, "train", "ARGS=--resume runs/two_phase/last.pth") == ["train.py --resume runs/two_phase/last.pth"]
+
+
+def test_what_would_do_nothing_is_refused(folder: Path) -> None:
+    for verb, word in (("study", "RECIPE=E5"), ("two-phase", "MODEL=resnet50"), ("ensemble", "EXP=x"), ("train", "SEEDS=1")):
+        assert make(folder, verb, word, "DATA=a", "DATA1=b", status=2) == []
+    (folder / "metadata_train.parquet").touch()
+    assert make(folder, "train", "DATA=others", status=2) == []
+    assert make(folder, "train", "EXP=a", DATA="of the environment") == ["train.py --model lightcnn --exp a"]
+    indexed = ["metadata_parallel.py --data others", "train.py --model lightcnn --exp a"]
+    assert make(folder, "metadata", "train", "DATA=others", "EXP=a") == indexed
+
+
+def test_reading_a_picture_by_a_run_or_a_shipped_network(folder: Path) -> None:
+    assert make(folder, "predict", "IMG=a b.jpg") == ["predict.py a b.jpg"]
+    assert make(folder, "predict", "IMG=a.jpg", "EXP=x") == ["predict.py a.jpg --model runs/x"]
+    assert make(folder, "predict", "IMG=a.jpg", "MODEL=fernet") == ["predict.py a.jpg --model fernet"]
+
+
 def test_members_of_an_ensemble_are_not_scored_on_the_test_split(folder: Path) -> None:
     (folder / "metadata_train.parquet").touch()
     views = "--tta ten_crop --calibrate"

@@ -82,7 +82,8 @@ def test_an_ensemble_is_kept_with_its_members(
 def test_a_mean_of_weights_is_kept_with_its_members(
     run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runs that go on from one, their mean, an ensemble of that mean and another run: each training once, in order."""
+    """Two runs that go on from one, their mean, an ensemble of that mean and another run: each training once, in order, and
+    what those go on from."""
     monkeypatch.chdir(tmp_path)
     meta = ["--meta", str(drawn / "metadata_val.parquet")]
     for name in ("base", "left", "right", "other"):
@@ -100,15 +101,15 @@ def test_a_mean_of_weights_is_kept_with_its_members(
     one = f"{epoch} of 3"
     mean, both = cells_of(text, "[mean]"), cells_of(text, "[both]")
     assert mean[0].endswith(", the mean of several checkpoints' weights)") and "mean of" not in both[0]
-    assert (mean[6], both[6]) == (f"{one} + {one}; {one}", f"{one}; {one}; {one}")
+    assert (mean[6], both[6]) == (f"{one} + {one}; {one}", f"{one} + {one}; {one}; {one}")
     minutes = sum(json.loads(line)["time_s"] for line in (run / "history.jsonl").read_text().splitlines()) / 60
-    assert mean[7].startswith(f"{3 * minutes:.0f} min") and both[7].startswith(f"{3 * minutes:.0f} min")
+    assert mean[7].startswith(f"{3 * minutes:.0f} min") and both[7].startswith(f"{4 * minutes:.0f} min")
     typed = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
     trainings = [f"`python train.py --exp {name}`" for name in ("base", "left", "right")]
     averaging = "`python average.py runs/left runs/right --out runs/mean`"
     assert typed["- mean"].endswith(", then ".join([*trainings, averaging]))
     first, second = "`python train.py --exp other`", "`python evaluate.py runs/mean runs/other"
-    assert ", then ".join([*trainings[1:], averaging, first, second]) in typed["- both"]
+    assert ", then ".join([*trainings, averaging, first, second]) in typed["- both"]
 
 
 def test_a_mean_of_weights_is_no_other_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

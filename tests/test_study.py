@@ -173,6 +173,20 @@ def test_earlier_phases_are_found_by_their_checkpoint() -> None:
     assert len(study.systems(groups)) == len(groups) - 4
 
 
+def test_an_ensemble_counts_the_earlier_phases_of_its_members_once() -> None:
+    members = [{"name": "a_seed1", "epoch": 1, "epochs": 1}, {"name": "b", "epoch": 2, "epochs": 1}, {"name": "gone"}]
+    groups = groups_of(
+        start={"minutes": (8, 8)},
+        other={"minutes": (4,), "args": {"init": "runs/start/best.pth"}},
+        a={"minutes": (1,), "args": {"exp": "a_seed1", "init": "runs/start/best.pth"}},
+        b={"minutes": (2,), "args": {"init": "runs/other/best.pth"}},
+        ensemble={"minutes": (1, 2), "members": 2, "run": {"members": members}},
+    )
+    run = next(group.runs[0] for group in groups if group.name == "ensemble")
+    assert [phase.name for phase in run.phases] == ["start", "other", "ensemble"]
+    assert run.minutes == 16 + 4 + 3
+
+
 def test_a_documented_system_stays_one_where_another_starts_from_it() -> None:
     start = {"args": {"init": "runs/E0_seed42/best.pth"}}
     assert [group.name for group in study.systems(groups_of(E0_seed42={}, longer=start))] == ["E0", "longer"]
