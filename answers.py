@@ -370,12 +370,19 @@ def stem_of(path: str) -> str:
     return os.fsencode(stem)[-150:].decode("utf-8", "replace").replace("\ufffd", "_")
 
 
+def at_most(side_px: int, picture: np.ndarray) -> np.ndarray:
+    """A picture as it is, or so much smaller that its longer side has `side_px`."""
+    longer = max(picture.shape[:2])
+    if longer <= side_px:
+        return picture
+    height, width = (max(1, side * side_px // longer) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def write_jpeg(folder: Path, name: str, picture: np.ndarray) -> None:
     """Write an RGB picture, smaller where JPEG cannot hold it, under a temporary name, then rename it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if max(picture.shape[:2]) > JPEG_MAX_PX:
-        height, width = (max(1, side * JPEG_MAX_PX // max(picture.shape[:2])) for side in picture.shape[:2])
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    picture = at_most(JPEG_MAX_PX, picture)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     target = folder / name
     temporary = target.with_name(target.name + ".tmp")

@@ -22,7 +22,7 @@ from typing import Any
 
 from faces import DETECTORS, DetectorError, ImageError, make_detector, read_image
 
-from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, columns, rows
+from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, at_most, columns, rows
 from command_line import Parser, line_of
 from figures import COLOURS
 from labels import LABEL_SETS
@@ -31,6 +31,7 @@ from predict import EmotionPredictor, shipped
 
 HOST = "127.0.0.1"
 UPLOAD_MAX = "20mb"
+WEBP_MAX_PX = 16383  # of the longer side; the page shows pictures as WebP
 CLEARED_S, KEPT_S = 60, 240  # how often the temporary folder is cleared, of pictures that are so old: five minutes at most
 WITHOUT_GRADIO = "gradio is missing – run: make app, or pip install -r requirements-app.txt"
 STYLE = """
@@ -107,21 +108,23 @@ def read(picture: str | None, path: str, label_set: str, *, detector: str, model
         image = read_image(picture)
         faces, detected = predictor.predict(image)
     except ImageError as error:
-        hint = HINTS.get(str(error))
+        hint = HINTS.get(str(error)) if Path(picture).exists() else "it was removed after five minutes: drop it again"
         return None, f"<p>{error}{f' – {hint}' if hint else ''}</p>", None, None
     result = Answer("picture", detected, faces, None)
     said = "".join(bars(prediction, number) for number, prediction in enumerate(faces, start=1))
     if not faces:
         said = "<p>no face found</p>"
     elif not detected:
-        said = "<p>no face found, but the picture looks like one: taken whole</p>" + said
+        why = "" if predictor.detector == "none" else "no face found, but the picture looks like one: "
+        said = f"<p>{why}taken whole</p>" + said
     if predictor.detector == "haar":
         said += f"<p><small>faces found by {DETECTOR_NAMES['haar']}</small></p>"
     header, *lines = table_of(result, predictor.labels.names)
     target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "faces.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
-    return annotate(image, faces, boxes=detected), said, {"headers": header, "data": lines}, str(target)
+    drawn = at_most(WEBP_MAX_PX, annotate(image, faces, boxes=detected))
+    return drawn, said, {"headers": header, "data": lines}, str(target)
 
 
 def build_page(*, detector: str, model: str | None) -> Any:
@@ -176,7 +179,8 @@ def build_page(*, detector: str, model: str | None) -> Any:
 
 
 def launch(page: Any, *, port: int, browser: bool, wait: bool) -> str:
-    """Serve the page to this machine and say where; returns its address. With `wait` it goes on until Ctrl-C."""
+    """Serve the page to this machine and say where; returns its address. With `wait` it goes on until Ctrl-C. Raises OSError
+    where it cannot be served."""
     import gradio as gr
 
     local = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
@@ -193,7 +197,7 @@ def launch(page: Any, *, port: int, browser: bool, wait: bool) -> str:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="1 to 65535 (default: %(default)s)")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the page (default)")
     parser.add_argument("--detector", choices=DETECTORS, default="auto", help="as predict.py")
     parser.add_argument("--detector_model", "--detector-model", metavar="ONNX", help="YuNet's file (default: as predict.py)")
@@ -202,10 +206,17 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; status 2 with one line where that cannot be done."""
-    args = build_parser().parse_args(argv)
-    # Read by gradio when it is loaded.
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: give a number from 1 to 65535")
+    # Read by gradio when it is loaded, which asks its own page whether it is there: not by way of a proxy.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures go when the program is ended from outside
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST, "localhost"]))
+    for ends in ("SIGTERM", "SIGHUP"):  # so that the pictures go when the program is ended from outside
+        if hasattr(signal, ends):
+            signal.signal(getattr(signal, ends), lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="fer-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:

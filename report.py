@@ -68,6 +68,8 @@ class ReportError(Exception):
 def keep_run(run: Path, target: Path) -> None:
     """Copy what is to be kept of a run folder to `target`. Raises ReportError where something is lacking or damaged."""
     missing = [name for name in REQUIRED if not (run / name).is_file()]
+    if missing and (run / "metrics.json").is_file():
+        raise ReportError(f"{run} holds figures without {missing[0]}: only what has the record of its training can be kept")
     if missing:
         raise ReportError(
             f"{run} lacks {', '.join(missing)} – give a run folder, and score it first: python evaluate.py {run} "
@@ -76,7 +78,7 @@ def keep_run(run: Path, target: Path) -> None:
     try:
         quoted = quoted_split(run)
         contents = without_machine_paths(json.loads((run / "run.json").read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or not what is written there
         raise ReportError(f"{run} holds a damaged file ({error}) – score it again: python evaluate.py {run}") from error
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -135,12 +137,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
         raise ReportError(f"{folder} lacks {', '.join(missing)} – {again}")
-    text = {name: (folder / name).read_text(encoding="utf-8") for name in REQUIRED}
     try:
+        text = {name: (folder / name).read_text(encoding="utf-8") for name in REQUIRED}
         values = json.loads(text["metrics.json"])
         values["run"] = json.loads(text["run.json"])
         values["history"] = [json.loads(line) for line in text["history.jsonl"].splitlines()]
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError) as error:
         raise ReportError(f"{folder} holds a damaged file ({error}) – {again}") from error
     return values
 
@@ -432,7 +434,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             for run in args.runs:
                 target = args.results / run.resolve().name
-                if target.is_dir() and target not in new:
+                if target in new:
+                    raise ReportError(f"two runs are called {target.name} – keep them one by one, under names of their own")
+                if target.is_dir():
                     shutil.copytree(target, Path(before) / target.name)
                 new.append(target)
                 keep_run(run, target)
@@ -441,6 +445,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ReportError, OSError) as error:
             print(f"report.py: {line_of(error)}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("report.py: interrupted; results are as they were", file=sys.stderr)
+            return 130
         finally:
             for folder in [] if done else new:  # as it was, or no report could be written
                 shutil.rmtree(folder, ignore_errors=True)

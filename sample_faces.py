@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from command_line import Parser
+from command_line import Parser, line_of
 from labels import LABEL_SETS
 
 AFFECTNET = LABEL_SETS["affectnet8"]
@@ -661,16 +661,24 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.sheet and (args.sheet.suffix.lower() != ".png" or args.sheet.is_dir()):
+        parser.error(f"--sheet {args.sheet}: give a file that ends in .png")
     try:
         counts = write_dataset(args.out, count=args.count, size_px=args.size, seed=args.seed, bad=args.bad)
         if args.sheet:
             args.sheet.parent.mkdir(parents=True, exist_ok=True)
             sheet = cv2.cvtColor(draw_sheet(count=args.count, seed=args.seed), cv2.COLOR_RGB2BGR)
-            args.sheet.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+            temporary = args.sheet.with_name(f"{args.sheet.name}.tmp")
+            temporary.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+            temporary.replace(args.sheet)
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(f"sample_faces.py: {line_of(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sample_faces.py: interrupted; call it again for all faces", file=sys.stderr)
+        return 130
     bad = counts.pop("bad")
     listed = ", ".join(f"{number} {label}" for label, number in counts.items())
     print(f"{args.out}: {args.count} drawn faces of no real person ({listed}), and {bad} bad ones on purpose (bad_*)")

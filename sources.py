@@ -143,9 +143,9 @@ def fetch(address: str) -> bytes:
             drive = urllib.parse.urlsplit(address).hostname in GOOGLE_DRIVE
             done.put(fetch_from_drive(address) if drive else fetch_from_web(address))
         except urllib.error.HTTPError as error:
-            done.put(ImageError(f"the server says {error.code} {error.reason}"))
+            done.put(ImageError(f"the server says {error.code} {' '.join(str(error.reason).split())}"))
         except (OSError, ValueError, http.client.HTTPException) as error:
-            done.put(ImageError(f"cannot be fetched ({getattr(error, 'reason', error)})"))
+            done.put(ImageError(f"cannot be fetched ({' '.join(str(getattr(error, 'reason', error)).split())})"))
         except Exception as error:
             done.put(error)
 

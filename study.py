@@ -194,9 +194,10 @@ def _start(path: str | None) -> str:
 
 
 def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
-    """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights, and
-    of an ensemble those that its members, where these are kept, go on from. They may be kept under another name than they were trained under. What the record says of the network's training goes
-    before its path, under which another may lie by now."""
+    """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights,
+    and of an ensemble those that its members, where these are kept, go on from. They may be kept under another name than
+    they were trained under. What the record says of the network's training goes before its path, under which another may
+    lie by now."""
     run = Run(name, results[name])
     named = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
     after = (name, *after)

@@ -76,13 +76,27 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "text.jpg").write_text("no picture", encoding="utf-8")
     why = "<p>not an image – JPEG, PNG, WebP, BMP, TIFF and GIF can be read</p>"
     assert app.read(str(tmp_path / "text.jpg"), path, "fer7", detector="haar", model=None) == (None, why, None, None)
+    assert "<p>taken whole</p>" in text  # nothing was searched
+    gone = app.read(str(tmp_path / "gone.jpg"), path, "fer7", **settings)[1]  # type: ignore[arg-type]
+    assert gone == "<p>missing – it was removed after five minutes: drop it again</p>"
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((30, 17_000, 3), np.uint8))
+    wide = app.read(str(tmp_path / "wide.png"), path, "fer7", **settings)[0]  # type: ignore[arg-type]
+    assert wide.shape == (28, 16_383, 3)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_ports_that_are_none(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--port", port])
+    assert ended.value.code == 2 and "give a number from 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.fixture
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `main` changes of the process is as before afterwards."""
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+    gradios = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE")
+    for name in (*gradios, "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")
 
 

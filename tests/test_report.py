@@ -279,11 +279,43 @@ def test_a_run_that_was_not_scored(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "lacks run.json"), ('{"command": ', "holds a damaged file")])
-def test_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str) -> None:
+def test_figures_without_a_record_and_two_runs_of_one_name(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/x", "b/x", "c/x"):
+        shutil.copytree(trained, folder)
+        Path(folder, "metrics.json").write_text('{"split": "val"}', encoding="utf-8")
+    Path("c/x/run.json").unlink()
+    assert report.main(["c/x"]) == 2
+    assert "c/x holds figures without run.json" in capsys.readouterr().err
+    assert report.main(["a/x", "b/x"]) == 2
+    assert "two runs are called x" in capsys.readouterr().err
+    for damaged in (b"[]", b"\xff\xfe"):
+        Path("a/x/metrics.json").write_bytes(damaged)
+        assert report.main(["a/x"]) == 2
+        error = capsys.readouterr().err
+        assert "a/x holds a damaged file" in error and error.count("\n") == 1
+    assert not list(Path("results").glob("*"))
+
+
+def test_an_interrupted_report_leaves_results_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    keep_made_up(tmp_path / "results", E0_seed40={})
+    monkeypatch.setattr(report, "write_results", interrupted)
+    assert written(tmp_path) == 130 and not (tmp_path / "RESULTS.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "lacks run.json"), (b'{"command": ', "holds a damaged file"), (b"\xff\xfe", "holds a damaged file")],
+)
+def test_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes | None, words: str) -> None:
     keep_made_up(tmp_path / "results", E0_seed40={})
     path = tmp_path / "results/E0_seed40/run.json"
-    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    path.unlink() if text is None else path.write_bytes(text)
     assert written(tmp_path) == 2
     error = capsys.readouterr().err
     assert words in error and "python report.py runs/E0_seed40" in error and error.count("\n") == 1

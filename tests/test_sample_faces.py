@@ -212,6 +212,17 @@ def test_main_reports_and_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureF
     assert faces.read_image(sheet).shape == (8 * 128, 120 + 10 * 128, 3)
 
 
+def test_a_sheet_that_is_none_is_refused_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for sheet in ("faces.jpg", "folder.png"):
+        with pytest.raises(SystemExit) as ended:
+            sample_faces.main(["--out", str(tmp_path / "data"), "--sheet", str(tmp_path / sheet)])
+        assert ended.value.code == 2 and "give a file that ends in .png" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_own_folder_is_rewritten_and_nothing_else_in_it_is_lost(tmp_path: Path) -> None:
     sample_faces.write_dataset(tmp_path, count=5, size_px=16, seed=0, bad=6)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")

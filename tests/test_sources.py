@@ -1,5 +1,6 @@
 """Which pictures are meant: order, patterns, lists, addresses with their limits, shards."""
 
+import http.client
 import http.server
 import itertools
 import os
@@ -207,6 +208,14 @@ def test_addresses(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"cannot be fetched within 0\.2 seconds"):
         sources.read(f"{server}/slow_headers")
     assert time.monotonic() - begin < 1.5
+
+    def garbage(address: str) -> bytes:
+        raise http.client.BadStatusLine("a\r\nb\n")
+
+    monkeypatch.setattr(sources, "fetch_from_web", garbage)
+    with pytest.raises(ImageError) as caught:
+        sources.read(f"{server}/a.png")
+    assert "\n" not in str(caught.value)
 
 
 def test_schemes(server: str) -> None:
