@@ -175,8 +175,10 @@ def grouped(results: dict[str, dict[str, Any]]) -> list[Group]:
     `results` maps the name of a run to its metrics.json with `run` and `history` beside the scores.
     """
     members: dict[str, list[Run]] = {}
+    kept_as = {Run(name, values).settings.get("exp") or name: name for name, values in results.items()}
+    kept_as |= {name: name for name in results}
     for name in results:
-        members.setdefault(group_of(name), []).append(_run(name, results))
+        members.setdefault(group_of(name), []).append(_run(name, results, kept_as))
     order = {name: place for place, name in enumerate(DOCUMENTED)}
     groups = [
         Group(name, tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))))
@@ -193,20 +195,18 @@ def _start(path: str | None) -> str:
     return file.stem if file.parent.name == "weights" else ""
 
 
-def _run(name: str, results: dict[str, dict[str, Any]], after: tuple[str, ...] = ()) -> Run:
+def _run(name: str, results: dict[str, dict[str, Any]], kept_as: dict[str, str], after: tuple[str, ...] = ()) -> Run:
     """A run with the kept ones that it goes on from: those whose best network is its `--init` or plays VGGFace2's weights,
-    and of an ensemble those that its members, where these are kept, go on from. They may be kept under another name than
-    they were trained under. What the record says of the network's training goes before its path, under which another may
-    lie by now."""
+    and of an ensemble those that its members, where these are kept, go on from. `kept_as` says under which name a run is
+    kept that was trained under another. What the record says of the network's training goes before its path, under which
+    another may lie by now."""
     run = Run(name, results[name])
     named = _start(run.settings.get("init")) or _start(run.settings.get("vggface2_ckpt"))
     after = (name, *after)
-    trained_as = {Run(kept, values).settings.get("exp"): kept for kept, values in results.items()}
-    trained_as |= {kept: kept for kept in results}
 
     def kept_run(trained: str) -> tuple[Run, ...]:
-        kept = trained_as.get(trained, "")
-        return (_run(kept, results, after),) if kept and kept not in after else ()
+        kept = kept_as.get(trained, "")
+        return (_run(kept, results, kept_as, after),) if kept and kept not in after else ()
 
     before = kept_run(run.values["run"].get("init_exp", named))
     if run.values.get("members", 1) > 1:
