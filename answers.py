@@ -31,6 +31,7 @@ SHOWN_MIN = 0.1  # of log-odds, that are drawn in full colour where no place has
 FOR_COLOUR, AGAINST_COLOUR = (213, 94, 0), (0, 114, 178)  # Okabe and Ito's vermillion and blue
 JPEG_MAX_PX = 65_500  # of a side
 LANDMARKS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
+LABEL_PX = 240  # width of a picture on which every label can be read whole
 BOX_COLOUR = (86, 180, 233)  # Okabe and Ito's sky blue, RGB: seen on skin, and black letters are read on it
 
 # What to do about the faults of image files that people meet most.
@@ -279,11 +280,14 @@ def pictures_in(path: Path) -> Iterator[tuple[str, bool]]:
         else:
             file = files.enter_context(path.open(newline="", encoding="utf-8", errors="replace"))
             lines = csv.DictReader(file, restval=CUT)
-        for _, faces in itertools.groupby(lines, key=itemgetter("picture")):
-            first, *others = faces
-            if any(face["error"] == CUT for face in (first, *others)):
-                raise TableError(f"{path} is cut short – remove it, or give another name")
-            yield first["path"], bool(first["error"])
+        try:
+            for _, faces in itertools.groupby(lines, key=itemgetter("picture")):
+                first, *others = faces
+                if any(face["error"] == CUT for face in (first, *others)):
+                    raise TableError(f"{path} is cut short – remove it, or give another name")
+                yield first["path"] or "", bool(first["error"])  # an empty name is null in Parquet
+        except csv.Error as error:
+            raise TableError(f"{path} is damaged ({error}) – remove it, or give another name") from error
 
 
 def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:
@@ -314,11 +318,19 @@ def to_parquet(source: Path, target: Path, labels: Sequence[str]) -> None:
 
 
 def annotate(image: np.ndarray, predictions: Sequence[FacePrediction], *, boxes: bool = True) -> np.ndarray:
-    """A copy of an RGB picture with a box round each face, its label and probability on a ground above it."""
+    """A copy of an RGB picture with a box round each face, its label and probability on a ground above it. Without boxes the
+    picture is the face: it gets a strip above it for the label, and where it is narrow so many pixels that this fits."""
     picture = np.ascontiguousarray(image).copy()
+    if not boxes and predictions:
+        times = -(-LABEL_PX // picture.shape[1])
+        picture = cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+        height, width = picture.shape[:2]
+        strip = width // 6
+        picture = cv2.copyMakeBorder(picture, strip, 0, 0, 0, cv2.BORDER_CONSTANT)
+        predictions = [prediction._replace(face=Face(0, strip, width, height, math.nan)) for prediction in predictions]
     for prediction in predictions:
         face = prediction.face
-        scale = max(0.4, min(face.w, face.h) / 180)
+        scale = max(0.4, min(face.w, face.h) / 180 if boxes else face.w / 320)
         thick = max(1, round(scale * 1.6))
         if boxes:
             cv2.rectangle(picture, (face.x, face.y), (face.x + face.w, face.y + face.h), BOX_COLOUR, thick + 1)

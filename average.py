@@ -139,6 +139,9 @@ def main(argv: list[str] | None = None) -> int:
     except (EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"average.py: {line_of(error)}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print("average.py: out of memory – give --device cpu", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\naverage.py: interrupted", file=sys.stderr)
         return 130

@@ -59,9 +59,12 @@ class CropError(Exception):
 
 
 def files_of(source: Path, target: Path) -> Iterator[str]:
-    """The files below a folder, relative to it, by name; the target is left out where it lies inside."""
-    for folder, folders, names in os.walk(source):
-        folders[:] = sorted(name for name in folders if (Path(folder) / name).resolve() != target.resolve())
+    """The files below a folder, relative to it, by name; the target is left out where it lies inside, and a link to a folder
+    that it lies in."""
+    for folder, folders, names in os.walk(source, followlinks=True):  # layouts.py reads linked classes, too
+        real = {name: (Path(folder) / name).resolve() for name in folders}
+        around = {target.resolve(), Path(folder).resolve(), *Path(folder).resolve().parents}
+        folders[:] = sorted(name for name in folders if real[name] not in around)
         for name in sorted(names):
             yield os.path.relpath(os.path.join(folder, name), source)  # noqa: PTH118
 
@@ -69,18 +72,21 @@ def files_of(source: Path, target: Path) -> Iterator[str]:
 def crop_file(name: str, *, source: Path, target: Path, detector: str, model: str | None) -> str:
     """Write the largest face of one picture, or a copy of what is none; returns what was done, or why not.
 
-    What is there already and not older than its source stays.
+    What is there already and as old as its source, which it got its date from, stays.
     """
     here, there = source / name, target / name
     is_picture = here.suffix.lower() in IMAGE_EXTENSIONS
-    if there.is_file() and there.stat().st_mtime >= here.stat().st_mtime:
+    if not here.is_file():  # a link to nothing
+        there.unlink(missing_ok=True)
+        return "not a file"
+    dates = here.stat().st_atime_ns, here.stat().st_mtime_ns
+    if there.is_file() and there.stat().st_mtime_ns == dates[1]:
         return CROPPED if is_picture else COPIED
     there.parent.mkdir(parents=True, exist_ok=True)
     temporary = there.with_name(f".{there.name}.tmp{there.suffix}")
     if not is_picture:
-        if not here.is_file():  # a link to nothing
-            return "not a file"
         shutil.copy(here, temporary)
+        os.utime(temporary, ns=dates)
         temporary.replace(there)
         return COPIED
     there.unlink(missing_ok=True)  # the crop of a picture that was another one then
@@ -102,6 +108,7 @@ def crop_file(name: str, *, source: Path, target: Path, detector: str, model: st
     quality = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
     settings = [quality[extension], 95] if extension in quality else []
     cv2.imencode(extension, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), settings)[1].tofile(temporary)
+    os.utime(temporary, ns=dates)
     temporary.replace(there)
     return CROPPED
 

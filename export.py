@@ -314,6 +314,8 @@ def export(
                 )
             temperatures = {name: fit_temperature(rows) for name, rows in said.items()}
             lines.append("temperatures: " + ", ".join(f"{label_sets[name]} {t:.3f}" for name, t in temperatures.items()))
+            if 1.0 in temperatures.values():
+                lines.append("a temperature of 1: every row is right, and none can be fitted – give more rows")
         else:
             lines.append("temperatures: none, for want of validation pictures – give --val_meta metadata_val.parquet")
         write_metadata(written, describe_file(checkpoint, temperatures))
@@ -336,8 +338,9 @@ def rows_of(checkpoint: Checkpoint, source: Path, given: Path | None, split: str
     for path in [Path(name) for name in (named, f"metadata_{split}.parquet") if name]:
         if path.is_file() and read_metadata(path)[1]["split_id"] == checkpoint.info.get("split_id"):
             try:
+                check_belongs(checkpoint, source, path, cross_dataset=False)
                 FERDataset(path, labels=checkpoint.labels, preprocess=checkpoint.preprocess, data_root=data_root)
-            except MetadataError as error:
+            except (EvaluationError, MetadataError) as error:
                 print(f"note: {line_of(error)}")
                 continue
             return path
@@ -388,6 +391,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ExportError(f"{path} is an ONNX file already – give a checkpoint: best.pth")
         if out.suffix.lower() != ".onnx":
             raise ExportError(f"{out} must end in .onnx")
+        if out.is_dir():
+            raise ExportError(f"{out} is a folder – give the name of a file")
         if args.calibration < 1:
             raise ExportError("--calibration must be at least 1")
         if args.calibration != CALIBRATION and args.kind != "int8":

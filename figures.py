@@ -384,4 +384,4 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
                 axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         figure.align_ylabels(axes)
         axes[-1].set_xlabel("epoch")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -173,7 +173,10 @@ def soften(predictions: Predictions, temperature: float) -> Predictions:
 
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature with the lowest mean negative log-likelihood on these rows, which must be validation rows (Guo et al.
-    2017)."""
+    2017); 1 where every row is right: the lower the better then, without end."""
+    if np.array_equal(predictions.logits.argmax(axis=1), predictions.y_true):
+        return 1.0
+
     from scipy.optimize import minimize_scalar
 
     rows = np.arange(len(predictions.y_true))

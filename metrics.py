@@ -418,11 +418,11 @@ def _quasi_independent(missed: np.ndarray, said: np.ndarray, cells: np.ndarray) 
     expected = cells.astype(np.float64)
     for _ in range(10_000):
         rows = expected.sum(axis=1)
-        if np.abs(rows - missed).max() <= 1e-11 * missed.sum():
-            return expected
         expected *= np.divide(missed, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
         columns = expected.sum(axis=0)
         expected *= np.divide(said, columns, out=np.zeros_like(columns), where=columns > 0)
+        if np.abs(expected.sum(axis=1) - missed).max() <= 1e-11 * missed.sum():  # the columns are met already
+            return expected
     return None
 
 

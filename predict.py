@@ -43,6 +43,7 @@ from answers import (
     TableError,
     save_annotated,
     save_explained,
+    stem_of,
     to_dict,
     to_text,
 )
@@ -522,9 +523,9 @@ def write(
     if args.explain and videos:
         others = " and other videos" if len(videos) > 1 else ""
         print(f"predict.py: --explain is for pictures, not for {videos[0][1]}{others}", file=sys.stderr)
-    stems = Counter(Path(name).stem for _, name in videos)
+    stems = Counter(stem_of(name) for _, name in videos)
     for number, name in videos:
-        stem = Path(name).stem  # what is saved of two videos, here or in another shard, must not have one name
+        stem = stem_of(name)  # what is saved of two videos, here or in another shard, must not have one name
         save_as = stem if alone and stems[stem] == 1 else f"{number:06d}_{stem}"
         say(*read_video(predictor, name, save=args.save, save_as=save_as))
     if args.json:

@@ -127,6 +127,12 @@ class Tracker:
         return found
 
 
+def check_utf8(name: str) -> None:
+    """Raises SourceError for a video's name that OpenCV would end the program for."""
+    if name.encode("utf-8", "ignore").decode() != name:
+        raise SourceError(f"{name!a}: OpenCV opens no video whose name is not UTF-8 – rename it")
+
+
 @contextmanager
 def opened(source: str | int) -> Iterator[Any]:
     """A video file or camera, released at the end. Raises SourceError."""
@@ -135,8 +141,7 @@ def opened(source: str | int) -> Iterator[Any]:
             raise SourceError(f"{source}: a video at an address is not read – download it first")
         if not os.path.isfile(source):  # noqa: PTH113 (no exception for a name that no file system takes)
             raise SourceError(f"{source}: missing – is the path right?")
-        if source.encode("utf-8", "ignore").decode() != source:  # OpenCV would end the program
-            raise SourceError(f"{source!a}: OpenCV opens no video whose name is not UTF-8 – rename it")
+        check_utf8(source)
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
@@ -153,6 +158,7 @@ def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
     """An MP4 file under a temporary name, which gets its own when it is whole. Raises SourceError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.partial.mp4")
+    check_utf8(str(temporary))
     fps = round(fps, max(0, int(math.log10(MPEG4_TIMEBASE_MAX / fps))))
     temporary.write_bytes(b"")  # raises OSError where nothing can be written: OpenCV does not say why it cannot
     writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))  # type: ignore[attr-defined]
@@ -160,20 +166,26 @@ def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
         if not writer.isOpened():
             raise SourceError(f"{path} cannot be written: this OpenCV has no MP4 encoder – leave out --save")
         yield writer
+        writer.release()
+        whole = cv2.VideoCapture(str(temporary))  # the writer says nothing of a full disk
+        if not whole.isOpened():
+            raise SourceError(f"{path} could not be written to its end – is the disk full?")
+        whole.release()
     except BaseException:
         writer.release()
         temporary.unlink(missing_ok=True)
         raise
-    writer.release()
     temporary.replace(path)
 
 
 def frames(capture: Any, label: str) -> Iterator[tuple[int, float, np.ndarray]]:
-    """The frames of an opened video: number, time in seconds, RGB picture."""
+    """The frames of an opened video: number, time in seconds, RGB picture. The times are the file's own, as telephones and
+    screen recorders vary their rate, and where it says none, or no later one, those of an even rate."""
     from tqdm import tqdm
 
     fps = rate(capture)
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    time_s = -1 / fps
     with tqdm(total=total if total > 0 else None, desc=label, unit="frame", leave=False, disable=None) as bar:
         for number in itertools.count():
             there, picture = capture.read()
@@ -183,7 +195,9 @@ def frames(capture: Any, label: str) -> Iterator[tuple[int, float, np.ndarray]]:
                 if number < WHOLE_SHARE * total:
                     tqdm.write(f"{label}: only {number} of about {total} frames can be read – is it whole?", file=sys.stderr)
                 return
-            yield number, number / fps, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            told_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            time_s = told_s if told_s > max(time_s, 0.0) else time_s + 1 / fps
+            yield number, time_s, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
             bar.update()
 
 
@@ -244,14 +258,13 @@ def plot_timeline(path: Path, track: Track, *, title: str) -> None:
     step = np.median(np.diff(track.times_s)) if len(track.times_s) > 1 else 1.0
     times = np.array(track.times_s)
     gaps = np.flatnonzero(np.diff(times) > 1.5 * step) + 1
+    alone = np.isin(np.arange(len(times)), [0, *gaps]) & np.isin(np.arange(len(times)) + 1, [*gaps, len(times)])
     with picture([path], 8.0, 3.6, title) as figure:
         axis: Any = figure.subplots()
         for name, values in zip(track.labels, track.probabilities.T, strict=True):
-            marker = "o" if len(times) == 1 else None
-            axis.plot(
-                np.insert(times, gaps, np.nan), np.insert(values, gaps, np.nan),
-                color=COLOURS.get(name), label=name, linewidth=2, marker=marker,
-            )  # fmt: skip
+            colour = COLOURS.get(name)
+            axis.plot(np.insert(times, gaps, np.nan), np.insert(values, gaps, np.nan), color=colour, label=name, linewidth=2)
+            axis.plot(times[alone], values[alone], "o", color=colour)  # no line shows a frame between two gaps
         axis.set(xlabel="time in seconds", ylabel="probability", ylim=(-0.02, 1.02))
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 

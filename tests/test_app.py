@@ -63,7 +63,8 @@ def test_what_is_read_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     drawn, text, table, target = app.read(str(tmp_path / "a.png"), path, "fer7", **settings)  # type: ignore[arg-type]
-    assert drawn.shape == image.shape and "taken whole" in text and text.count('class="face"') == 1
+    assert drawn.shape == (5 * 60 + 41, 5 * 50, 3)  # enlarged, with a strip for its label above it
+    assert "taken whole" in text and text.count('class="face"') == 1
     with Path(target).open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     assert lines[0] == table["headers"] and len(lines) == 2

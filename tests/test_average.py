@@ -67,15 +67,28 @@ def test_the_mean_of_two_epochs(run: Path, drawn: Path, tmp_path: Path, capsys: 
     assert again["members"] == record["members"] and again["scored"].startswith("python evaluate.py ")
 
 
-def test_an_interruption_is_a_line(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reason", "status", "words"),
+    [
+        (KeyboardInterrupt, 130, "\naverage.py: interrupted\n"),
+        (torch.OutOfMemoryError, 2, "average.py: out of memory – give --device cpu\n"),
+    ],
+)
+def test_what_ends_it_is_a_line(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: type[BaseException],
+    status: int,
+    words: str,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def ended(*_: object) -> None:
+        raise reason
 
-    monkeypatch.setattr(average, "average", interrupted)
-    assert average.main([str(run), str(run / "last.pth"), "--out", str(tmp_path / "mean")]) == 130
-    assert capsys.readouterr().err == "\naverage.py: interrupted\n" and not (tmp_path / "mean").exists()
+    monkeypatch.setattr(average, "average", ended)
+    assert average.main([str(run), str(run / "last.pth"), "--out", str(tmp_path / "mean")]) == status
+    assert capsys.readouterr().err == words and not (tmp_path / "mean").exists()
 
 
 def test_batchnorm_is_measured_on_the_training_rows(

@@ -66,9 +66,42 @@ def test_what_was_cropped_already_stays(photos: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(crops, "detector_of", lambda name, model: lambda image: [])
     assert crops.crop_file("a/1.png", **settings) == crops.CROPPED  # type: ignore[arg-type]
     assert (tmp_path / "crops" / "a" / "1.png").read_bytes() == before
-    later = (photos / "a" / "1.png").stat().st_mtime + 100
-    os.utime(photos / "a" / "1.png", (later, later))
-    assert crops.crop_file("a/1.png", **settings) == "no face found"  # type: ignore[arg-type]
+    then = (photos / "a" / "1.png").stat().st_mtime
+    for changed in (then + 100, then - 100):  # an older one was moved here
+        monkeypatch.setattr(crops, "detector_of", lambda name, model: two_faces)
+        crops.crop_file("a/1.png", **settings)  # type: ignore[arg-type]
+        os.utime(photos / "a" / "1.png", (changed, changed))
+        monkeypatch.setattr(crops, "detector_of", lambda name, model: lambda image: [])
+        assert crops.crop_file("a/1.png", **settings) == "no face found"  # type: ignore[arg-type]
+
+
+def test_annotations_that_are_replaced_by_older_ones_are_copied_anew(photos: Path, tmp_path: Path) -> None:
+    settings = {"source": photos, "target": tmp_path / "crops", "detector": "haar", "model": None}
+    assert crops.crop_file("a/1_exp.npy", **settings) == crops.COPIED  # type: ignore[arg-type]
+    (photos / "a" / "1_exp.npy").write_bytes(b"others")
+    os.utime(photos / "a" / "1_exp.npy", (1_600_000_000, 1_600_000_000))
+    for _ in range(2):
+        assert crops.crop_file("a/1_exp.npy", **settings) == crops.COPIED  # type: ignore[arg-type]
+        assert (tmp_path / "crops" / "a" / "1_exp.npy").read_bytes() == b"others"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_linked_folders_are_cropped_and_loops_are_not_followed(photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (photos / "b").rename(store)
+    (photos / "b").symlink_to(store)
+    (photos / "a" / "round").symlink_to(photos)
+    (photos / "a" / "crops").symlink_to(tmp_path / "crops")
+    (tmp_path / "crops").mkdir()
+    names = [name.replace(os.sep, "/") for name in crops.files_of(photos, tmp_path / "crops")]
+    assert [name for name in names if name.startswith("b/")] and not [name for name in names if "round" in name]
+    (photos / "a" / "1.png").unlink()
+    (photos / "a" / "1.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "crops" / "a").mkdir()
+    (tmp_path / "crops" / "a" / "1.png").write_bytes(b"a crop")
+    settings = {"source": photos, "target": tmp_path / "crops", "detector": "haar", "model": None}
+    assert crops.crop_file("a/1.png", **settings) == "not a file"  # type: ignore[arg-type]
+    assert not (tmp_path / "crops" / "a" / "1.png").exists()
 
 
 def test_a_folder_is_cropped_and_the_rest_goes_along(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +180,8 @@ def test_photos_without_a_crop_are_listed(photos: Path, tmp_path: Path, capsys: 
     )
     for label in ("happy", "sad"):  # what an earlier call has found
         write(crop / "train" / label / "1.png", np.zeros((224, 224, 3), np.uint8))
-        later = (tmp_path / "set" / "train" / label / "1.png").stat().st_mtime + 100
-        os.utime(crop / "train" / label / "1.png", (later, later))
+        photo = (tmp_path / "set" / "train" / label / "1.png").stat()
+        os.utime(crop / "train" / label / "1.png", ns=(photo.st_atime_ns, photo.st_mtime_ns))
     (crop / ".detector").write_text(f"haar\n{(tmp_path / 'set').resolve()}", encoding="utf-8")
     assert metadata_parallel.main([*flags, "--crop", str(crop), "--detector", "haar", "--workers", "1"]) == 0
     out = capsys.readouterr().out

@@ -177,6 +177,21 @@ def test_the_parquets_of_the_run_or_of_this_folder_are_used_by_themselves(
         assert OnnxNetwork(tmp_path / "a.onnx").temperatures == OnnxNetwork(exported).temperatures
 
 
+def test_rows_found_by_themselves_must_belong_to_the_network(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other_labels(*_: object, **__: object) -> None:
+        raise evaluate.EvaluationError("labelled anew")
+
+    monkeypatch.setattr(export, "check_belongs", other_labels)
+    assert export.main([str(trained), str(tmp_path / "a.onnx")]) == 0
+    assert "note: labelled anew\n" in (out := capsys.readouterr().out) and "temperatures: none" in out
+    assert export.main([str(trained), str(tmp_path / "a.onnx"), "--val_meta", "metadata_val.parquet"]) == 2
+    (tmp_path / "folder.onnx").mkdir()
+    assert export.main([str(trained), str(tmp_path / "folder.onnx")]) == 2
+    assert "folder.onnx is a folder – give the name of a file" in capsys.readouterr().err
+
+
 def test_every_kind_of_file_is_scored_for_itself(
     trained: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

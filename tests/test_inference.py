@@ -14,6 +14,7 @@ from fer_transform import FERDataset, make_loader
 from inference import (
     TAUS,
     VIEWS,
+    Predictions,
     adjust,
     average,
     choose_tau,
@@ -203,6 +204,12 @@ def test_temperature_is_that_of_the_lowest_negative_log_likelihood() -> None:
     assert softened.y_pred.tolist() == said.y_pred.tolist()
     before = metrics.expected_calibration_error(said.probabilities, y_true)
     assert before > 0.15 and metrics.expected_calibration_error(softened.probabilities, y_true) < 0.03
+
+
+def test_no_temperature_is_fitted_where_every_row_is_right() -> None:
+    logits = np.array([[0.2, 0.1], [0.0, 0.3]], np.float32)
+    said = Predictions(np.array([0, 1]), metrics.softmax(logits), logits, np.full((2, 2), np.nan), None)
+    assert fit_temperature(said) == 1.0
 
 
 def test_softened_by_hand() -> None:

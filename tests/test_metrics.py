@@ -345,6 +345,16 @@ def test_confusion_pattern_of_published_example():
     assert np.isnan(pattern.expected[:, 3]).all() and np.isnan(np.diag(pattern.residuals)).all()
 
 
+def test_confusion_pattern_of_rows_with_as_many_mistakes_as_cells():
+    # Three mistakes in three cells of every row: the first guess has the right rows, and not yet the right columns.
+    counts = np.array([[20, 1, 0, 2], [0, 20, 0, 3], [1, 0, 20, 2], [1, 0, 2, 20]])
+    pattern = metrics.confusion_pattern_test(counts, ("1", "2", "3", "4"))
+    assert np.nansum(pattern.expected, axis=0) == pytest.approx([2, 1, 2, 7], rel=1e-9)
+    assert np.nansum(pattern.expected, axis=1) == pytest.approx([3, 3, 3, 3], rel=1e-9)
+    _, _, fitted, _ = quasi_independence_by_newton(counts)
+    assert pattern.expected[np.isfinite(pattern.expected)] == pytest.approx(fitted, rel=1e-7)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_confusion_pattern_against_poisson_regression(seed):
     rng = np.random.default_rng(seed)

@@ -783,6 +783,18 @@ def test_annotated_pictures(checkpoint: str, pictures: Path, two_faces: list[Fac
     assert blue[20] and blue[120] and not blue[140:195].any()  # the sides of the first box, and nothing beside it
 
 
+@pytest.mark.parametrize("side", [48, 480])
+def test_the_label_of_a_face_of_any_size_is_whole_and_hides_nothing(side: int) -> None:
+    crop = np.full((side, side, 3), 120, np.uint8)
+    said = answers.FacePrediction(Face(0, 0, side, side, math.nan), {"surprise": 1.0}, None, None)
+    drawn = answers.annotate(crop, [said], boxes=False)
+    ground = np.abs(drawn.astype(int) - answers.BOX_COLOUR).max(axis=2) < 60
+    strip = drawn.shape[0] - drawn.shape[1]
+    assert drawn.shape[1] >= 240 and strip > 0 and (drawn[strip:] == 120).all()
+    assert ground[:strip].any() and not ground[:, -10:].any()  # the text ends within the picture
+    assert answers.annotate(crop, [], boxes=False).shape == crop.shape
+
+
 def test_what_tables_refuse(checkpoint: str, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["--resume"], "give --csv FILE or --parquet FILE"),
@@ -1057,9 +1069,22 @@ def test_a_table_is_never_written_over(
     ):
         assert predict.main([*flags, *more]) == 2
         assert capsys.readouterr().err.startswith(said) and table.read_bytes() == before
+    if form == "csv":  # an unclosed quote, and much behind it
+        table.write_bytes(before.replace(b"\n0,", b'\n"0,', 1) + b"x" * 200_000)
+        assert predict.main([*flags, "--resume"]) == 2 and "is damaged (field larger than" in capsys.readouterr().err
     table.write_bytes(b"something else \xff\n")
     assert predict.main([*flags, "--resume"]) == 2 and "has not the columns" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [table.name]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_with_an_empty_name(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    flags = [str(pictures / "small.png"), "", "--model", checkpoint, f"--{form}", str(tmp_path / f"a.{form}")]
+    assert predict.main(flags) == 1  # as of a shell's variable that is not set
+    assert predict.main([*flags, "--resume"]) == 1
+    assert "is complete already: nothing was read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

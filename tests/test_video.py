@@ -16,6 +16,7 @@ from faces import Face, ImageError, read_image
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 import predict
 import video
@@ -227,6 +228,74 @@ def test_a_video_that_ends_early_is_said(
     monkeypatch.setattr(cv2, "VideoCapture", Cut)
     assert len(video.follow(str(clip), find_squares, save=None)[0].frames) == 16
     assert capsys.readouterr().err == "two squares.mp4: only 16 of about 30 frames can be read – is it whole?\n"
+
+
+def test_times_are_those_of_the_file(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with video.opened(str(clip)) as capture:
+        assert [time_s for _, time_s, _ in video.frames(capture, "")] == pytest.approx(np.arange(30) / 10, abs=1e-3)
+    told_ms = iter([0.0, 100.0, 1100.0, 2100.0, 0.0, 2150.0])  # a varying rate, then nonsense, and less than an even rate
+
+    class Varying:
+        def get(self, what: int) -> float:
+            return next(told_ms) if what == cv2.CAP_PROP_POS_MSEC else 10.0 if what == cv2.CAP_PROP_FPS else 6.0
+
+        def read(self) -> tuple[bool, np.ndarray]:
+            return True, np.zeros((2, 2, 3), np.uint8)
+
+    times = [time_s for _, (_, time_s, _) in zip(range(6), video.frames(Varying(), ""), strict=False)]
+    assert times == pytest.approx([0.0, 0.1, 1.1, 2.1, 2.2, 2.3])
+
+
+def test_an_annotated_video_that_was_cut_is_not_kept(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
+    whole = cv2.VideoWriter
+
+    class FullDisk:
+        def __init__(self, path: str, *settings: Any) -> None:
+            self.path, self.writer = Path(path), whole(path, *settings)
+
+        def release(self) -> None:
+            self.writer.release()
+            self.path.write_bytes(self.path.read_bytes()[:1000])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.writer, name)
+
+    monkeypatch.setattr(cv2, "VideoWriter", FullDisk)
+    assert predict.main([str(clip), "--save", str(tmp_path / "out")]) == 1
+    assert "could not be written to its end – is the disk full?" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_a_folder_that_opencv_cannot_name(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not UTF-8"):
+        video.follow(str(clip), find_squares, save=tmp_path / "a\udcff")
+
+
+def test_a_long_name_is_shortened(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict.EmotionPredictor, "predict_frame", lambda self, image: find_squares(image))
+    named = Path(shutil.copy(clip, tmp_path / ("v" * 240 + ".mp4")))
+    assert predict.main([str(named), "--save", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / f"{'v' * 150}_annotated.mp4").is_file()
+
+
+def test_a_frame_between_two_gaps_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    track = video.Track(1)
+    for number in (*range(10), 20, *range(35, 45)):
+        track.add(number / 25, number, said(0))
+    points: list[Any] = []
+    plot = Axes.plot
+
+    def seen(self: Axes, *values: Any, **how: Any) -> Any:
+        points.append(values)
+        return plot(self, *values, **how)
+
+    monkeypatch.setattr(Axes, "plot", seen)
+    video.plot_timeline(tmp_path / "a.png", track, title="a")
+    assert {tuple(values[0]) for values in points if values[2:] == ("o",)} == {(0.8,)}
 
 
 def test_a_frame_that_cannot_be_searched_is_one_line(clip: Path) -> None:
