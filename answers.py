@@ -322,15 +322,16 @@ def annotate(image: np.ndarray, predictions: Sequence[FacePrediction], *, boxes:
     picture is the face: it gets a strip above it for the label, and where it is narrow so many pixels that this fits."""
     picture = np.ascontiguousarray(image).copy()
     if not boxes and predictions:
-        times = -(-LABEL_PX // picture.shape[1])
+        times = max(1, min(-(-LABEL_PX // picture.shape[1]), 4 * LABEL_PX // picture.shape[0]))
         picture = cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
         height, width = picture.shape[:2]
-        strip = width // 6
+        label_px = max(LABEL_PX, min(width, 2 * height))
+        strip = label_px // 6
         picture = cv2.copyMakeBorder(picture, strip, 0, 0, 0, cv2.BORDER_CONSTANT)
         predictions = [prediction._replace(face=Face(0, strip, width, height, math.nan)) for prediction in predictions]
     for prediction in predictions:
         face = prediction.face
-        scale = max(0.4, min(face.w, face.h) / 180 if boxes else face.w / 320)
+        scale = max(0.4, min(face.w, face.h) / 180) if boxes else label_px / 320
         thick = max(1, round(scale * 1.6))
         if boxes:
             cv2.rectangle(picture, (face.x, face.y), (face.x + face.w, face.y + face.h), BOX_COLOUR, thick + 1)
