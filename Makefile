@@ -39,26 +39,35 @@ READY_APP := $(if $(filter $(VENV),$(PYTHON_APP)),.venv/installed-app)
 READY_EXPORT := $(if $(filter $(VENV),$(PYTHON)),.venv/installed-export)
 READY_DEV := $(if $(filter $(VENV),$(PYTHON_DEV)),.venv/installed-dev)
 
+# Of a .venv that was interrupted while it was made, or that another tool made.
+HAVE_PIP = $(VENV) -m pip --version >/dev/null 2>&1 || $(VENV) -m ensurepip || \
+  { echo "pip cannot be had – remove .venv and call make again" >&2; exit 2; }
+
 # The first interpreter that runs and is new enough, one that this was not tried with only where there is no other.
 $(VENV):
 	@for below in "3, 14" "4, 0"; do for python in python3 python3.13 python3.12 python3.11; do \
 	  if $$python -c "import sys; sys.exit(not (3, 11) <= sys.version_info < ($$below))" 2>/dev/null; then \
-	    echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; fi; done; done; \
+	    echo "making .venv with $$($$python --version)"; $$python -m venv .venv && exit || { rm -rf .venv; exit 2; }; fi; \
+	  done; done; \
 	echo "Python 3.11 or newer not found – install it from python.org" >&2; exit 2
 
 .venv/installed: requirements.txt | $(VENV)
+	@$(HAVE_PIP)
 	$(VENV) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-export: requirements.txt requirements-export.txt | $(VENV)
+	@$(HAVE_PIP)
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-export.txt
 	@touch $@ .venv/installed
 
 .venv/installed-app: requirements.txt requirements-app.txt | $(VENV)
+	@$(HAVE_PIP)
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-app.txt
 	@touch $@ .venv/installed
 
 .venv/installed-dev: requirements.txt requirements-export.txt requirements-dev.txt | $(VENV)
+	@$(HAVE_PIP)
 	$(VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed .venv/installed-export
 

@@ -146,3 +146,31 @@ def test_both_phases_and_what_they_want(folder: Path) -> None:
         f"train.py --recipe two_phase_1 {data.format('x_1')} --img_size 48 --lr 1 --exp x_1",
         f"train.py --recipe resnet34_attention --init runs/x_1/best.pth {data.format('x')} --img_size 48 --exp x",
     ]
+
+
+def test_an_environment_without_pip_gets_it(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = ensurepip ] && touch has_pip\n[ "$2" = pip ] && [ ! -f has_pip ] && exit 1\n'
+        'echo "$*" >> calls.txt\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    calls = make(tmp_path, "install")
+    assert calls == ["-m ensurepip", "-m pip install --disable-pip-version-check -r requirements.txt"]
+
+
+def test_an_environment_that_cannot_be_made_is_not_left_in_part(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    python = tmp_path / "bin" / "python3"  # as Debian's without python3-venv
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] && mkdir -p .venv/bin && touch .venv/bin/python && exit 1\nexit 0\n', encoding="utf-8"
+    )
+    python.chmod(0o755)
+    make(tmp_path, "install", status=2, PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    assert not (tmp_path / ".venv").exists()
