@@ -155,6 +155,42 @@ def test_a_residual_block_starts_as_its_shortcut_and_adds_what_it_learns() -> No
     assert isinstance(same.shortcut, nn.Identity) and isinstance(same.attention, backbones.ChannelAttention)
 
 
+@pytest.mark.parametrize(("stride", "height", "width"), [(1, 3, 3), (2, 6, 6), (2, 5, 4)])
+def test_small_maps_have_the_gradients_of_a_convolution(stride: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    plain = nn.functional.conv2d(maps, weight, stride=stride, padding=1)
+    ours = backbones.SmallMaps.apply(maps, weight, stride)
+    torch.testing.assert_close(ours, plain)
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, (maps, weight), upstream)
+    torch.testing.assert_close(torch.autograd.grad(ours, (maps, weight), upstream), expected)
+    ours = backbones.SmallMaps.apply(maps.detach(), weight, stride)
+    torch.testing.assert_close(torch.autograd.grad(ours, (weight,), upstream), expected[1:])
+
+
+@pytest.mark.parametrize(
+    ("places", "trains", "amp"), [(36, True, True), (49, True, True), (36, False, True), (36, True, False)]
+)
+def test_convolutions_of_small_maps_are_a_product_where_they_are_trained_in_bfloat16(
+    places: int, trains: bool, amp: bool
+) -> None:
+    torch.manual_seed(0)
+    convolution = backbones.Convolution(8, 16, stride=1).train(trains)
+    maps = torch.randn(4, 8, round(places**0.5), round(places**0.5))
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        said = convolution(maps)
+        plain = nn.functional.conv2d(maps, convolution.weight, padding=1)
+    assert ("SmallMaps" in type(said.grad_fn).__name__) == (places <= 36 and trains and amp)
+    assert said.dtype == plain.dtype == (torch.bfloat16 if amp else torch.float32)
+    torch.testing.assert_close(said, plain)
+    upstream = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(output, convolution.weight, upstream)[0] for output in (said, plain)]
+    assert gradients[0].dtype == torch.float32
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
+
+
 def test_stochastic_depth_leaves_blocks_out_of_some_images_and_keeps_their_mean() -> None:
     torch.manual_seed(0)
     block = backbones.ResidualBlock(4, 4, stride=1, attention="none", drop=0.25)
