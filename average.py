@@ -37,6 +37,7 @@ from models import (
     memory_format,
     save_checkpoint,
     versions,
+    voted,
 )
 
 BATCH_SIZE = 256  # of whose means and variances the mean is taken
@@ -60,6 +61,7 @@ def average(members: Sequence[Checkpoint], paths: Sequence[Path]) -> dict[str, A
         return torch.stack([state[key] for state in states]).mean(dim=0) if value.is_floating_point() else value
 
     shared = {key: infos[0].get(key) for key in KEPT if all(info.get(key) == infos[0].get(key) for info in infos)}
+    shared["voted"] = any(voted(member) for member in members)
     return shared | {"versions": versions(), "state_dict": {key: mean(key, value) for key, value in states[0].items()}}
 
 

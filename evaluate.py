@@ -43,7 +43,7 @@ from inference import (
 )
 from labels import LABEL_SETS, MERGES, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint
+from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint, voted
 
 # Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
 MADE_BY = (
@@ -250,8 +250,8 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     """
     rows, info = read_metadata(meta)
     split_id = checkpoint.info.get("split_id", "unknown")
-    voted = "votes_happy" in rows or info["label_set"] == "ferplus8"
-    if checkpoint.labels.name == "ferplus8" and split_id == info["split_id"] and not voted:
+    has_votes = "votes_happy" in rows or info["label_set"] == "ferplus8"
+    if checkpoint.labels.name == "ferplus8" and split_id == info["split_id"] and not has_votes:
         raise EvaluationError(f"{meta} has no FER+ votes to score ferplus8 by – index with --ferplus fer2013new.csv")
     if cross_dataset or split_id == info["split_id"]:
         return
@@ -539,6 +539,7 @@ def write_record(
         left_out = ("resumed", "earlier_machines") if one_start else ("resumed", "earlier_machines", "init_exp")
         record = {key: value for key, value in records[0].items() if key not in left_out}
         record |= {"command": command, "args": shared, "members": trained}
+        record |= {"voted": any(voted(member) for member in members)}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 

@@ -58,6 +58,7 @@ KEPT = (
     "label_set",
     "affect_rows",
     "class_counts",
+    "voted",
 )
 MEASURED_PICTURES, MEASURED_PX = 1000, 192  # YuNet finds 97% of FER2013's faces at that size
 CALIBRATION = 512  # training pictures

@@ -499,6 +499,14 @@ def heads_of(checkpoint: Checkpoint) -> dict[str, LabelSet]:
     return {"logits": checkpoint.labels} | ({"votes": VOTED} if checkpoint.model.votes is not None else {})
 
 
+def voted(checkpoint: Checkpoint) -> bool:
+    """Whether FER+ votes are behind a network: it has a head for them or their classes, or has started or learnt from such a
+    network."""
+    model: Any = checkpoint.model
+    heads = model.network.heads if isinstance(model, OnnxModule) else heads_of(checkpoint)
+    return bool(checkpoint.info.get("voted")) or VOTED in heads.values()
+
+
 class TorchNetwork:
     """A checkpoint with the interface of `onnx_network.OnnxNetwork`: numpy arrays in and out. Raises ModelError."""
 

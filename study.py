@@ -134,7 +134,8 @@ class Group:
             called = f"ensemble of {count} " if count > 1 else ""
             trained_as = str(first.settings.get("recipe") or first.values["model"])
             called += BEYOND.get(trained_as, trained_as)
-        voted = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
+        learnt = first.settings.get("votes_weight") or first.settings.get("teacher") == "votes"
+        voted = learnt or first.values["run"].get("voted")  # which records had not before they knew of it
         if voted and "FER+" not in called:
             called += ", with the FER+ votes of the training rows"
         return called + more

@@ -6,8 +6,9 @@ expressions, not what they remember of training rows ("patient and consistent" t
     python train.py --recipe fernet_votes --teacher runs/a,runs/b --teacher_weight 0.9 --exp student
 """
 
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from faces import Preprocess
 
@@ -17,7 +18,17 @@ from torch.nn import functional
 
 from fer_transform import shares_among
 from labels import LABEL_SETS, LabelSet, without_source
-from models import VOTED, Checkpoint, ModelError, OnnxModule, autocast, load_checkpoint, memory_format
+from models import (
+    VOTED,
+    Checkpoint,
+    ModelError,
+    OnnxModule,
+    autocast,
+    checkpoint_path,
+    load_checkpoint,
+    memory_format,
+    voted,
+)
 
 
 def is_network(teacher: str | None) -> bool:
@@ -44,7 +55,8 @@ class Teacher:
     """The networks that `teacher` names, of which each batch asks one, drawn by lot: over many batches that is their mean,
     at the cost of one.
 
-    labels, preprocess, split_id: the student's; classes that a network knows more finely are summed by name. Raises
+    labels, preprocess, split_id: the student's; classes that a network knows more finely are summed by name. `record` tells
+    which networks they are, as others may lie under their paths later; `voted`, whether FER+ votes are behind one. Raises
     ModelError where a network is not there, or knows other classes, colours or parts of pictures than the student.
     """
 
@@ -61,6 +73,8 @@ class Teacher:
         self.labels, self.device, self.dtype = labels, device, dtype
         self.mean, self.std = self.scale(preprocess)
         self.members = []
+        self.record: list[dict[str, Any]] = []
+        self.voted = False
         for name in names_of(teacher):
             if not name:
                 raise ModelError(f"--teacher {teacher} has an empty name – give networks with a comma between them")
@@ -79,6 +93,9 @@ class Teacher:
             notes = [", on the CPU"] * on_cpu + [", trained on another split, which may hold validation rows"] * foreign
             print(f"teacher: {name}, {checkpoint.labels.name}{''.join(notes)}")
             checkpoint.model.requires_grad_(False).to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
+            digest = hashlib.sha256(checkpoint_path(name).read_bytes()).hexdigest()
+            self.record.append({"path": name, "exp": checkpoint.info.get("exp"), "sha256": digest})
+            self.voted |= voted(checkpoint)
             self.members.append(Member(checkpoint, seen.keep / preprocess.keep, *self.scale(seen)))
 
     def scale(self, preprocess: Preprocess) -> tuple[Tensor, Tensor]:

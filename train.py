@@ -74,6 +74,7 @@ from models import (
     read_checkpoint,
     save_checkpoint,
     transfer,
+    voted,
 )
 from onnx_weights import trainable
 from settings import OPTIMIZERS, TrainingError, frozen_in_epoch, learning_rate_factor, parse_args, size_in_epoch, take_form
@@ -365,9 +366,12 @@ def record_run(
     device: torch.device,
     precision: str,
     init_exp: str | None,
+    teachers: list[dict[str, Any]],
+    voted: bool,
 ) -> None:
     """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones),
-    and which training --init's network came of, as another may lie under its path later."""
+    which training --init's network came of and which networks teach, as others may lie under their paths later, and whether
+    FER+ votes are behind it."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     here = {
         "processor": machine(),
@@ -382,13 +386,14 @@ def record_run(
         "machine": here,
     }
     contents |= {"init_exp": init_exp} if init_exp is not None else {}
+    contents |= ({"teachers": teachers} if teachers else {}) | {"voted": voted}
     path = folder / "run.json"
     if args.resume is not None and path.is_file():
         first = evaluate.record_of(folder)
         contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
         earlier = [*first.get("earlier_machines", []), first["machine"]]
         contents |= {"earlier_machines": [machine for machine in earlier if machine != here]}
-        contents |= {"init_exp": first["init_exp"]} if "init_exp" in first else {}
+        contents |= {key: first[key] for key in ("init_exp", "teachers", "voted") if key in first}
     write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
@@ -619,6 +624,14 @@ def choose_folder(args: argparse.Namespace) -> Path:
     return runs / args.exp
 
 
+def check_teachers(folder: Path, teacher: Teacher) -> None:
+    """Refuse to go on with other teachers than the run in `folder` was begun with. Raises TrainingError."""
+    began = {member["path"]: member["sha256"] for member in evaluate.record_of(folder).get("teachers", [])}
+    for member in teacher.record:
+        if began.get(member["path"], member["sha256"]) != member["sha256"]:
+            raise TrainingError(f"{member['path']} is not the teacher that {folder} was begun with – put that one back")
+
+
 def start_epoch(
     args: argparse.Namespace,
     epoch: int,
@@ -721,8 +734,21 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 raise TrainingError(f"{args.resume} {early if progress.exhausted else over}")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
-    init_exp = None if initial is None else initial.info.get("exp")
-    record_run(folder, args, argv, device=device, precision=reason, init_exp=init_exp)
+    if resumed is not None and teacher is not None:
+        check_teachers(folder, teacher)
+    votes_behind = resumed.get("voted", False) if resumed is not None else initial is not None and voted(initial)
+    votes_behind |= args.votes_weight > 0.0 or args.teacher == "votes" or train_set.labels == VOTED
+    votes_behind |= teacher is not None and teacher.voted
+    record_run(
+        folder,
+        args,
+        argv,
+        device=device,
+        precision=reason,
+        init_exp=None if initial is None else initial.info.get("exp"),
+        teachers=[] if teacher is None else teacher.record,
+        voted=votes_behind,
+    )
     if history:
         append_history(folder / "history.jsonl", history)  # a line short where it was killed after last.pth was written
 
@@ -730,7 +756,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
 
     description = describe(args.model, labels=train_set.labels, preprocess=preprocess, **network_arguments(args))
     description |= {"exp": args.exp, "recipe": args.recipe, "seed": args.seed}
-    description |= {"split_id": train_set.info["split_id"], "affect_rows": affect_rows}
+    description |= {"split_id": train_set.info["split_id"], "affect_rows": affect_rows, "voted": votes_behind}
     description |= {"class_counts": dict(zip(train_set.labels.names, counts.long().tolist(), strict=True))}
     print(f"run folder: {folder} (curves: make tensorboard)")
     with SummaryWriter(str(folder), purge_step=len(history) + 1) as board:

@@ -74,6 +74,8 @@ def test_ferplus_votes_and_members_are_said() -> None:
     assert group.system.count("FER+") == 1
     (group,) = groups_of(longer={"args": args})
     assert group.system.startswith("fernet_votes, with the FER+ votes of the training rows")
+    (group,) = groups_of(taught={"args": {"recipe": "fernet"}, "run": {"voted": True}})  # by a network that has
+    assert "with the FER+ votes of the training rows" in group.system
 
 
 def test_what_differs_from_its_recipe_where_its_name_is_none() -> None:

@@ -1,5 +1,6 @@
 """A student's teachers: what they are asked, what they answer, and which are refused."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_what_names_a_network() -> None:
 def test_a_teacher_sees_the_pictures_at_its_own_size_and_scale(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", votes=True)
     teacher = Teacher(path, **STUDENT)
+    assert teacher.voted
     pictures = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     said = teacher((pictures - 0.5) / 0.25)
     with torch.no_grad():
@@ -59,6 +61,9 @@ def test_a_teacher_sees_the_pictures_at_its_own_size_and_scale(tmp_path: Path) -
 def test_each_batch_asks_one_of_several(tmp_path: Path) -> None:
     paths = [saved(tmp_path / f"{seed}.pth", seed=seed) for seed in (1, 2, 3)]
     teacher = Teacher(", ".join(paths), **STUDENT)
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    assert [(one["path"], one["sha256"]) for one in teacher.record] == list(zip(paths, digests, strict=True))
+    assert not teacher.voted
     pictures = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(2))
     each = [Teacher(path, **STUDENT)(pictures)["teacher"] for path in paths]
     torch.manual_seed(5)
@@ -105,7 +110,9 @@ def test_a_teacher_of_narrower_pictures_sees_their_middle(tmp_path: Path, capsys
 
 
 def test_a_network_of_ferplus8_teaches_the_second_head(tmp_path: Path) -> None:
-    said = Teacher(saved(tmp_path / "eight.pth", label_set="ferplus8"), **STUDENT)(torch.zeros(2, 1, 24, 24))
+    teacher = Teacher(saved(tmp_path / "eight.pth", label_set="ferplus8"), **STUDENT)
+    assert teacher.voted
+    said = teacher(torch.zeros(2, 1, 24, 24))
     assert said["teacher"].shape == (2, 7) and said["teacher_votes"].shape == (2, 8)
     seven = [LABEL_SETS["ferplus8"].index(name) for name in LABEL_SETS["fer7"].names]
     known = said["teacher_votes"][:, seven]

@@ -998,6 +998,19 @@ def test_a_student_learns_from_the_predictions_of_another(voted: Path, tmp_path:
     assert train.main([*flags, *missing]) == 2
 
 
+def test_votes_that_come_by_way_of_another_network_are_recorded(voted: Path, tmp_path: Path) -> None:
+    flags = [*fernet_flags(voted, tmp_path), "--no-score_test", "--epochs", "1"]
+    alone = [*flags, "--votes_weight", "0"]
+    assert train.main([*alone, "--exp", "alone"]) == 0
+    assert train.main([*flags, "--exp", "votes"]) == 0
+    assert train.main([*alone, "--exp", "taught", "--teacher", str(tmp_path / "votes")]) == 0
+    assert train.main([*alone, "--exp", "after", "--init", str(tmp_path / "taught")]) == 0
+    assert train.main(["--resume", str(tmp_path / "after" / "last.pth"), "--epochs", "2"]) == 0
+    for name, behind in (("alone", False), ("votes", True), ("taught", True), ("after", True)):
+        checkpoint = load_checkpoint(tmp_path / name / "best.pth")
+        assert evaluate.record_of(tmp_path / name)["voted"] is checkpoint.info["voted"] is models.voted(checkpoint) is behind
+
+
 def test_a_student_asks_two_networks(voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*fernet_flags(voted, tmp_path), "--no-score_test", "--epochs", "1", "--mixup", "0.4"]
     assert train.main([*flags, "--exp", "master"]) == 0
@@ -1006,5 +1019,17 @@ def test_a_student_asks_two_networks(voted: Path, tmp_path: Path, capsys: pytest
     assert train.main([*flags, "--exp", "student", "--teacher", named, "--teacher_weight", "0.9"]) == 0
     alone, taught = (history_of(tmp_path / name)[0] for name in ("master", "student"))
     assert alone["train_loss_cls"] != taught["train_loss_cls"] and alone["train_loss_votes"] != taught["train_loss_votes"]
+    record = evaluate.record_of(tmp_path / "student")
+    assert [(one["path"], one["exp"]) for one in record["teachers"]] == [
+        (path, Path(path).name) for path in named.split(",")
+    ]
+    resumed = ["--resume", str(tmp_path / "student" / "last.pth"), "--epochs", "2"]
+    weights = (tmp_path / "other" / "best.pth").read_bytes()
+    shutil.copyfile(tmp_path / "master" / "best.pth", tmp_path / "other" / "best.pth")
+    capsys.readouterr()
+    assert "is not the teacher that" in error_of(capsys, *resumed)
+    (tmp_path / "other" / "best.pth").write_bytes(weights)
+    assert train.main(resumed) == 0
+    assert evaluate.record_of(tmp_path / "student")["teachers"] == record["teachers"]
     capsys.readouterr()
     assert "not found" in error_of(capsys, *flags, "--exp", "no", "--teacher", f"{named},runs/none.onnx")
