@@ -85,13 +85,16 @@ CHECKPOINT := $(if $(EXP),runs/$(EXP)/best.pth,$(or $(NEWEST),runs/$(or $(RECIPE
 IDLE_train := SEEDS STUDY
 IDLE_eval := SEEDS STUDY
 IDLE_study := RECIPE MODEL EXP
-IDLE_ensemble := EXP STUDY
-IDLE_student := EXP STUDY
+IDLE_ensemble := EXP STUDY ARGS1 ARGS2
+IDLE_student := EXP STUDY ARGS1
 IDLE_two-phase := RECIPE MODEL
 IDLE_predict := RECIPE
 ifeq ($(words $(MAKECMDGOALS)),1)
 $(foreach name,$(IDLE_$(MAKECMDGOALS)),$(if $(filter command%,$(origin $(name))),\
   $(error $(name) does nothing for make $(MAKECMDGOALS) – leave it out)))
+endif
+ifneq ($(and $(filter study ensemble student,$(MAKECMDGOALS)),$(findstring --seed,$(ARGS) $(ARGS2))),)
+$(error the runs of make $(MAKECMDGOALS) have their seeds from SEEDS="40 41 42" – leave --seed out)
 endif
 INDEXES := $(filter metadata two-phase,$(MAKECMDGOALS))
 LEARNS := $(filter train eval study ensemble student,$(MAKECMDGOALS))
@@ -167,7 +170,9 @@ ENSEMBLE = $(or $(RECIPE),$(TYPED_MODEL),fernet)$(if $(ITS_MODEL),_$(TYPED_MODEL
 empty :=
 comma := ,
 OF = $(ENSEMBLE)_$(subst $(empty) $(empty),-,$(strip $(SEEDS)))
-STUDENT = student_$(OF)_seed42
+# Another than its members' first weights and order of pictures.
+STUDENT_SEED = $(shell printf '%s\n' $(SEEDS) | sort -n | awk 'END {print $$1 + 1}')
+STUDENT = student_$(OF)_seed$(STUDENT_SEED)
 TEN_VIEWS = --tta ten_crop --calibrate
 MEMBERS = $(foreach seed,$(SEEDS),runs/$(ENSEMBLE)_seed$(seed))
 TEACHERS = $(subst $(empty) $(empty),$(comma),$(MEMBERS))
@@ -177,7 +182,8 @@ ensemble: $(READY) | metadata_train.parquet ## RECIPE (default: fernet) with the
 	$(PYTHON) evaluate.py $(MEMBERS) $(TEN_VIEWS) --out runs/ensemble
 
 student: ensemble ## make ensemble, then one network that learns from its members
-	@set -e; $(call train_once,$(STUDENT),$(MEMBER) --no-score_test --teacher $(TEACHERS) $(ARGS) $(ARGS2),--split val)
+	@set -e; $(call train_once,$(STUDENT),$(MEMBER) --seed $(STUDENT_SEED) --no-score_test \
+	  --teacher $(TEACHERS) $(ARGS) $(ARGS2),--split val)
 	$(PYTHON) evaluate.py runs/$(STUDENT) $(TEN_VIEWS) --out runs/student
 
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2

@@ -87,6 +87,8 @@ def test_scoring_takes_the_newest_of_what_was_named(folder: Path) -> None:
 def test_what_would_do_nothing_is_refused(folder: Path) -> None:
     for verb, word in (("study", "RECIPE=E5"), ("two-phase", "MODEL=resnet50"), ("ensemble", "EXP=x"), ("train", "SEEDS=1")):
         assert make(folder, verb, word, "DATA=a", "DATA1=b", status=2) == []
+    for verb, word in (("ensemble", "ARGS=--seed 7"), ("student", "ARGS2=--seed 7"), ("ensemble", "ARGS2=--mixup 0.1")):
+        assert make(folder, verb, word, status=2) == []
     (folder / "metadata_train.parquet").touch()
     assert make(folder, "train", "DATA=others", status=2) == []
     assert make(folder, "train", "EXP=a", DATA="of the environment") == ["train.py --model lightcnn --exp a"]
@@ -113,7 +115,7 @@ def test_members_of_an_ensemble_are_not_scored_on_the_test_split(folder: Path) -
     calls = make(folder, "student", "RECIPE=BEST", "SEEDS=40 41", "ARGS2=--mixup 0.1")
     assert calls == [
         scoring,
-        "train.py --recipe BEST --no-score_test --teacher runs/BEST_seed40,runs/BEST_seed41 --mixup 0.1 "
+        "train.py --recipe BEST --seed 42 --no-score_test --teacher runs/BEST_seed40,runs/BEST_seed41 --mixup 0.1 "
         "--exp student_BEST_40-41_seed42",
         "evaluate.py runs/student_BEST_40-41_seed42 --split val",
         f"evaluate.py runs/student_BEST_40-41_seed42 {views} --out runs/student",
