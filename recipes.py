@@ -186,7 +186,11 @@ DOCUMENTED: dict[str, Documented] = {
         {"accuracy": 0.768},
         "seven networks that start from ImageNet weights at 224 px, with the epoch chosen on PrivateTest (Pham et al. 2021)",
     ),
-    "student": Documented("one network that learnt from the ensemble", {}),
+    "student": Documented(
+        "one network that learnt from the ensemble",
+        {},
+        "its teachers were student_4, fernet_votes and fernet_5; of the kept ensemble it is a member itself",
+    ),
     "ferplus8": Documented(
         "our own network on FER+'s eight classes",
         {"accuracy": (0.839, 0.850)},
