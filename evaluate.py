@@ -43,7 +43,7 @@ from inference import (
 )
 from labels import LABEL_SETS, MERGES, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
-from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint, voted
+from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint
 
 # Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
 MADE_BY = (
@@ -539,7 +539,7 @@ def write_record(
         left_out = ("resumed", "earlier_machines") if one_start else ("resumed", "earlier_machines", "init_exp")
         record = {key: value for key, value in records[0].items() if key not in left_out}
         record |= {"command": command, "args": shared, "members": trained}
-        record |= {"voted": any(voted(member) for member in members)}
+        record |= {"voted": any(bool(r.get("voted") or r["args"].get("votes_weight")) for r in records)}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
