@@ -250,8 +250,8 @@ def check_belongs(checkpoint: Checkpoint, path: Path, meta: Path, *, cross_datas
     """
     rows, info = read_metadata(meta)
     split_id = checkpoint.info.get("split_id", "unknown")
-    has_votes = "votes_happy" in rows or info["label_set"] == "ferplus8"
-    if checkpoint.labels.name == "ferplus8" and split_id == info["split_id"] and not has_votes:
+    voted = "votes_happy" in rows or info["label_set"] == "ferplus8"
+    if checkpoint.labels.name == "ferplus8" and split_id == info["split_id"] and not voted:
         raise EvaluationError(f"{meta} has no FER+ votes to score ferplus8 by – index with --ferplus fer2013new.csv")
     if cross_dataset or split_id == info["split_id"]:
         return

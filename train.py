@@ -367,7 +367,7 @@ def record_run(
     precision: str,
     init_exp: str | None,
     teachers: list[dict[str, Any]],
-    voted: bool,
+    votes_behind: bool,
 ) -> None:
     """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones),
     which training --init's network came of and which networks teach, as others may lie under their paths later, and whether
@@ -386,7 +386,7 @@ def record_run(
         "machine": here,
     }
     contents |= {"init_exp": init_exp} if init_exp is not None else {}
-    contents |= ({"teachers": teachers} if teachers else {}) | {"voted": voted}
+    contents |= ({"teachers": teachers} if teachers else {}) | {"voted": votes_behind}
     path = folder / "run.json"
     if args.resume is not None and path.is_file():
         first = evaluate.record_of(folder)
@@ -747,7 +747,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         precision=reason,
         init_exp=None if initial is None else initial.info.get("exp"),
         teachers=[] if teacher is None else teacher.record,
-        voted=votes_behind,
+        votes_behind=votes_behind,
     )
     if history:
         append_history(folder / "history.jsonl", history)  # a line short where it was killed after last.pth was written
