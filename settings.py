@@ -135,7 +135,7 @@ def build_parser(description: str | None = None) -> Parser:
         "networks (checkpoints, run folders, ONNX files), of which each batch asks one about its augmented pictures",
     )  # fmt: skip
     flag("teacher_weight", type=float, help="share of the classification loss, and of a network's votes', that is its")
-    flag("select", choices=["accuracy", "macro_f1"], help="validation score that chooses the epoch")
+    flag("select", choices=["accuracy", "macro_f1", "val_loss"], help="validation figure that chooses the epoch")
     flag("patience", type=int, help="epochs without improvement until early stopping, 0 for never")
     flag("save_optimizer", action=argparse.BooleanOptionalAction, help="the best checkpoint carries the optimizer, too")
     flag("save_path", help="also copy the best checkpoint here")

@@ -277,8 +277,8 @@ class Progress:
     """Which epoch is best so far, and for how many epochs nothing has improved.
 
     The report stops early when neither validation accuracy nor regression RMSE (the mean of valence and arousal) improves
-    for `patience` epochs; 0 never stops. `select` names the score by which the best epoch is chosen, of those with pictures
-    of `size_px`: lines of smaller ones, which say so, count for neither.
+    for `patience` epochs; 0 never stops. `select` names the figure by which the best epoch is chosen, the largest or of
+    `val_loss` the smallest. Epochs with pictures smaller than `size_px`, whose lines say so, count for neither.
     """
 
     def __init__(self, *, select: str, patience: int, size_px: int = 0) -> None:
@@ -286,7 +286,7 @@ class Progress:
         self.size_px = size_px
         self.patience = patience
         self.best_epoch = 0
-        self.best: dict[str, float] = {select: -math.inf, "accuracy": -math.inf, "rmse": math.inf}
+        self.best = {"selected": -math.inf, "accuracy": -math.inf, "rmse": math.inf}
         self.stale_epochs = 0
 
     def update(self, line: dict[str, float]) -> bool:
@@ -295,13 +295,14 @@ class Progress:
             return False
         rmse = (line.get("valence_rmse", math.nan) + line.get("arousal_rmse", math.nan)) / 2  # NaN never improves
         improves = line["accuracy"] > self.best["accuracy"] or rmse < self.best["rmse"]
-        chosen = line[self.select] > self.best[self.select]
+        selected = -line["val_loss"] if self.select == "val_loss" else line[self.select]
+        chosen = selected > self.best["selected"]
         self.stale_epochs = 0 if improves else self.stale_epochs + 1
         self.best["accuracy"] = max(self.best["accuracy"], line["accuracy"])
         if rmse < self.best["rmse"]:
             self.best["rmse"] = rmse
         if chosen:
-            self.best[self.select] = line[self.select]
+            self.best["selected"] = selected
             self.best_epoch = int(line["epoch"])
         return chosen
 
@@ -819,8 +820,9 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
     )
     line = history[progress.best_epoch - 1]
     print(
-        f"best epoch {progress.best_epoch} by validation {args.select}: accuracy {line['accuracy']:.4f}, "
-        f"macro F1 {line['macro_f1']:.4f}; {sum(line['time_s'] for line in history) / 60:.1f} minutes in all"
+        f"best epoch {progress.best_epoch} by validation {args.select.removeprefix('val_')}: "
+        f"accuracy {line['accuracy']:.4f}, macro F1 {line['macro_f1']:.4f}; "
+        f"{sum(line['time_s'] for line in history) / 60:.1f} minutes in all"
     )
     return folder
 

@@ -82,6 +82,13 @@ def test_the_best_epoch_goes_by_the_selected_score() -> None:
     assert progress.best_epoch == 2 and progress.exhausted  # accuracy, by which it stops, was best in epoch 1
 
 
+def test_of_the_validation_losses_the_smallest_chooses_the_epoch() -> None:
+    progress = train.Progress(select="val_loss", patience=0)
+    rows = [(1, 0.7, 0.9), (2, 0.6, 0.8), (3, 0.8, math.nan), (4, 0.8, 0.8), (5, 0.5, 0.75), (6, 0.9, 0.76)]
+    chosen = [progress.update(line(epoch, accuracy, None) | {"val_loss": loss}) for epoch, accuracy, loss in rows]
+    assert chosen == [True, True, False, False, True, False] and progress.best_epoch == 5
+
+
 # A run
 
 
