@@ -528,7 +528,6 @@ def write_record(
             key: value for key, value in records[0]["args"].items() if all(r["args"].get(key) == value for r in records)
         }
         shared |= {"exp": out.name} if made else {}  # by which what goes on from it finds it
-        shared["votes_weight"] = max(r["args"].get("votes_weight", 0.0) for r in records)  # whether any has learnt from them
         trained: list[dict[str, Any]] = []
         for run, record in zip(folders, records, strict=True):
             chosen = epochs[run][0] if len(epochs[run]) == 1 else ", ".join(map(str, epochs[run]))
@@ -538,8 +537,8 @@ def write_record(
         one_start = len({r.get("init_exp") for r in records}) == 1
         left_out = ("resumed", "earlier_machines") if one_start else ("resumed", "earlier_machines", "init_exp")
         record = {key: value for key, value in records[0].items() if key not in left_out}
-        record |= {"command": command, "args": shared, "members": trained}
-        record |= {"voted": any(bool(r.get("voted") or r["args"].get("votes_weight")) for r in records)}
+        learnt = any(r.get("voted") or r["args"].get("votes_weight") for r in records)  # older records have only the latter
+        record |= {"command": command, "args": shared, "members": trained, "voted": learnt}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
