@@ -532,10 +532,11 @@ def write_record(
         for run, record in zip(folders, records, strict=True):
             chosen = epochs[run][0] if len(epochs[run]) == 1 else ", ".join(map(str, epochs[run]))
             own = {"epoch": chosen, "epochs": len(history_lines(run))} if "members" not in record else {}
-            own |= {key: record[key] for key in ("command", "resumed", "machine", "earlier_machines") if key in record}
+            told = ("command", "resumed", "machine", "earlier_machines", "teachers")
+            own |= {key: record[key] for key in told if key in record}
             trained += [*record.get("members", []), {"name": run.name, "resumed": []} | own]
         one_start = len({r.get("init_exp") for r in records}) == 1
-        left_out = ("resumed", "earlier_machines") if one_start else ("resumed", "earlier_machines", "init_exp")
+        left_out = {"resumed", "earlier_machines", "teachers"} | (set() if one_start else {"init_exp"})
         record = {key: value for key, value in records[0].items() if key not in left_out}
         learnt = any(r.get("voted") or r["args"].get("votes_weight") for r in records)  # older records have only the latter
         record |= {"command": command, "args": shared, "members": trained, "voted": learnt}
@@ -570,6 +571,11 @@ def history_lines(run: Path) -> list[str]:
     """The lines of a run folder's history.jsonl, none where it has none."""
     path = run / "history.jsonl"
     return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+
+
+def digests(paths: Sequence[Path]) -> str:
+    """The SHA-256 of files, with blanks between them; none for what is not there, of which loading has more to say."""
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file())
 
 
 def strength(text: str) -> float | None:
@@ -641,6 +647,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoints = checkpoints or [newest_run(Path("runs"))]
         meta = args.meta or default_meta(checkpoints[0], args.split)
         split = split_of(meta, args.split)
+        sha256 = digests(checkpoints)
         members = load_members(checkpoints, args.label_set)
         for path, member in zip(checkpoints, members, strict=True):
             check_belongs(member, path, meta, cross_dataset=args.cross_dataset)
@@ -677,7 +684,9 @@ def main(argv: list[str] | None = None) -> int:
             if not all(np.isfinite(view.probabilities).all() for view in answers):
                 raise EvaluationError(f"{path} answers with no numbers: its weights are damaged – train it again")
         said = steps(joined)
-        more: dict[str, Any] = {"sha256": " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)}
+        if digests(checkpoints) != sha256:
+            raise EvaluationError("the network has changed while it was scored – once its training is over, score it again")
+        more: dict[str, Any] = {"sha256": sha256}
         if steps.tau is not None:
             more |= {"logit_adjust": steps.tau}
         if args.tta != "none":

@@ -387,13 +387,18 @@ def describe(name: str, *, labels: LabelSet, preprocess: Preprocess, affect: boo
 
 
 def save_checkpoint(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
-    """Write a checkpoint (the dict of `describe` with at least `state_dict` added) to a temporary name, then rename it."""
+    """Write a checkpoint (the dict of `describe` with at least `state_dict` added) to a temporary name, then rename it.
+
+    Raises ModelError or OSError where that cannot be.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two trainings may write the same --save_path
     try:
         torch.save(contents, temporary)
         temporary.replace(path)
+    except RuntimeError as error:  # which torch raises where it cannot write
+        raise ModelError(f"{path} cannot be written – is the disk full, or may this folder not be written to?") from error
     finally:
         temporary.unlink(missing_ok=True)
 

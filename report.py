@@ -106,20 +106,28 @@ def without_machine_paths(run: dict[str, Any]) -> dict[str, Any]:
         words = [word.rpartition("=") for word in shlex.split(command)]  # --flag=path, too
         return shlex.join(flag + equals + portable(value) for flag, equals, value in words)
 
+    def cut_teachers(record: dict[str, Any]) -> dict[str, Any]:
+        teachers = [teacher | {"path": portable(teacher["path"])} for teacher in record.get("teachers", [])]
+        return {"teachers": teachers} if teachers else {}
+
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in run["args"].items()}
     more: dict[str, Any] = {"resumed": [cut(command) for command in run["resumed"]]} if "resumed" in run else {}
     more |= {"scored": cut(run["scored"])} if "scored" in run else {}
     if "members" in run:
         more["members"] = [
-            member | {"command": cut(member["command"]), "resumed": [cut(command) for command in member["resumed"]]}
+            member
+            | {"command": cut(member["command"]), "resumed": [cut(command) for command in member["resumed"]]}
+            | cut_teachers(member)
             for member in run["members"]
         ]
-    return run | {"command": cut(run["command"]), "args": settings} | more
+    return run | {"command": cut(run["command"]), "args": settings} | cut_teachers(run) | more
 
 
 def portable(text: str) -> str:
     """An absolute path below the current folder as a relative one, any other cut to its name, that of a run's checkpoint to
     its last two; other text as it is."""
+    if "," in text:  # --teacher's networks
+        return ",".join(portable(part) for part in text.split(","))
     if not (PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()):
         return text
     if Path(text).is_relative_to(Path.cwd()):

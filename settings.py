@@ -171,6 +171,12 @@ KEPT_BY_RESUME = (
     "vggface2_preprocess", "ema", "label_set", "optimizer", "decay_norms", "select", "seed", "exp",
 )  # fmt: skip
 
+# What the validation loss is of, in part: the epochs of one run compare by it only as long as it is one loss.
+OF_THE_LOSS = (
+    "loss", "arc_m", "focal_gamma", "weight_mode", "beta", "class_weight", "drw_epoch", "tau", "label_smoothing",
+    "reg_loss", "reg_weight",
+)  # fmt: skip
+
 # Settings that do nothing unless another one has these values: (settings, the other, its values).
 NEEDS: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
     (("arc_m",), "head", ("arcface",)),
@@ -216,7 +222,7 @@ def parse_args(argv: list[str], description: str | None = None) -> argparse.Name
         parser.set_defaults(**kept)
         args = parser.parse_args(argv)
         args.resume, args.runs = str(path), kept["runs"]
-        for name in KEPT_BY_RESUME:
+        for name in KEPT_BY_RESUME + OF_THE_LOSS * (kept["select"] == "val_loss"):
             if getattr(args, name) != kept[name]:
                 raise TrainingError(f"--{name} is {kept[name]} in {path} and cannot change – leave it out, or start anew")
     else:
@@ -253,6 +259,11 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value > args.epochs > 0:
             raise TrainingError(f"--{name} {value} comes after the last of {args.epochs} epochs – give an earlier one")
+    for name, value in (("select", "val_loss"), ("schedule", "plateau")):
+        if args.drw_epoch is not None and getattr(args, name) == value:
+            raise TrainingError(f"--{name} {value}: the validation loss is another one from --drw_epoch on – choose another")
+    if args.save_path is not None and Path(args.save_path).is_dir():
+        raise TrainingError(f"--save_path {args.save_path} is a folder – give a file in it: {args.save_path}/best.pth")
     if 0 < args.epochs <= args.warmup_epochs:
         raise TrainingError(f"--warmup_epochs {args.warmup_epochs} leaves none of {args.epochs} epochs – give a smaller one")
     if args.first_size is not None and args.first_size > args.img_size:

@@ -8,6 +8,7 @@ The study compares ways of training one light CNN on FER2013: a CSV, a LaTeX tab
 
 import csv
 import io
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -123,7 +124,8 @@ class Group:
             other = differing(phase.settings, recipe) if recipe else {}
             typed = " ".join(f"--{key} {value}" for key, value in other.items())
             more += f", {'here' if phase is first else phase.name} with {typed}" if other else ""
-        early = any((run.values["epoch"] or 0) < (run.settings.get("drw_epoch") or 0) for run in self.runs)
+        # A mean of weights is of no one epoch.
+        early = any((run.values["epoch"] or math.inf) < (run.settings.get("drw_epoch") or 0) for run in self.runs)
         more += ", chosen before its classes were weighted" if early else ""
         more += ", the mean of several checkpoints' weights" if self.runs[0].averaged else ""
         more += scored_how([run.values for run in self.runs])

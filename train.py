@@ -11,6 +11,7 @@ and `--print_recipe` shows the result. `--model X` alone means recipe X.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -42,7 +43,7 @@ from evaluate import score, write_text
 from fer_transform import KEEP, BatchLoader, FERDataset, default_workers, drawn_pictures, epoch_seed, make_loader
 from figures import plot_history
 from inference import BATCH_SIZE, run_inference
-from labels import LABEL_SETS, LabelSet
+from labels import LABEL_SETS, LabelSet, without_source
 from losses import (
     LossParts,
     MultitaskLoss,
@@ -371,8 +372,7 @@ def record_run(
     votes_behind: bool,
 ) -> None:
     """Write run.json: the exact command (and those that resumed it), every setting, versions, machine (and earlier ones),
-    which training --init's network came of and which networks teach, as others may lie under their paths later, and whether
-    FER+ votes are behind it."""
+    which training --init's network came of, which networks teach (`taught_by`), and whether FER+ votes are behind it."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     here = {
         "processor": machine(),
@@ -394,7 +394,8 @@ def record_run(
         contents |= {"command": first["command"], "resumed": [*first.get("resumed", []), contents["command"]]}
         earlier = [*first.get("earlier_machines", []), first["machine"]]
         contents |= {"earlier_machines": [machine for machine in earlier if machine != here]}
-        contents |= {key: first[key] for key in ("init_exp", "teachers", "voted") if key in first}
+        contents |= {key: first[key] for key in ("init_exp", "teachers") if key in first}
+        contents["voted"] = votes_behind or first.get("voted", False)
     write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
@@ -446,6 +447,12 @@ def prepare_data(args: argparse.Namespace, preprocess: Preprocess) -> tuple[FERD
         raise TrainingError(
             f"--label_set ferplus8: {args.train_meta} has no FER+ votes – index FER2013 with --ferplus fer2013new.csv, or "
             "leave it out"
+        )
+    lacking = without_source(LABEL_SETS[train_set.info["label_set"]], train_set.labels)
+    if lacking and train_set.labels != VOTED:
+        raise TrainingError(
+            f"--label_set {args.label_set}: {args.train_meta} has {train_set.info['label_set']} and nothing for "
+            f"{', '.join(lacking)} – index other data, or leave it out"
         )
     if train_set.info["split_id"] != val_set.info["split_id"]:
         shared = len(train_set.places() & val_set.places())
@@ -620,17 +627,39 @@ def choose_folder(args: argparse.Namespace) -> Path:
     runs = Path(args.runs)
     if args.exp is None:
         args.exp = free_name(runs, f"{args.recipe}_seed{args.seed}")
-    elif args.resume is None and (runs / args.exp / "last.pth").exists():
-        raise TrainingError(f"{runs / args.exp} is there already – go on with --resume, or choose another --exp")
-    return runs / args.exp
+    folder = runs / args.exp
+    if args.resume is None and (folder / "last.pth").exists():
+        raise TrainingError(f"{folder} is there already – go on with --resume, or choose another --exp")
+    if args.resume is None and any((folder / name).exists() for name in ("best.pth", "metrics.json")):
+        raise TrainingError(f"{folder} holds another network or its figures – choose another --exp")
+    return folder
 
 
-def check_teachers(folder: Path, teacher: Teacher) -> None:
+def taught_by(args: argparse.Namespace, teacher: Teacher | None) -> tuple[list[dict[str, Any]], bool]:
+    """Which networks teach, or which table of answers: path, name of the training and SHA-256 of each, as others may lie
+    under their paths later; and whether FER+ votes are behind them."""
+    if teacher is not None:
+        return teacher.record, teacher.voted
+    if args.teacher in (None, "votes"):
+        return [], args.teacher == "votes"
+    table = Path(args.teacher)
+    answered = evaluate.record_of(table.parent)  # of the network whose answers they are
+    settings = answered.get("args", {})
+    record = {"path": args.teacher, "exp": settings.get("exp"), "sha256": hashlib.sha256(table.read_bytes()).hexdigest()}
+    return [record], bool(answered.get("voted") or settings.get("votes_weight"))  # older records have only the latter
+
+
+def check_teachers(folder: Path, args: argparse.Namespace, teachers: list[dict[str, Any]]) -> None:
     """Refuse to go on with other teachers than the run in `folder` was begun with. Raises TrainingError."""
-    began = {member["path"]: member["sha256"] for member in evaluate.record_of(folder).get("teachers", [])}
-    for member in teacher.record:
-        if began.get(member["path"], member["sha256"]) != member["sha256"]:
-            raise TrainingError(f"{member['path']} is not the teacher that {folder} was begun with – put that one back")
+    begun = evaluate.record_of(folder)
+    alike = begun.get("args", {}).get("teacher") == args.teacher
+    # Older records name a table by --teacher alone.
+    before = begun.get("teachers", teachers if alike else [])
+    if begun and [one["sha256"] for one in before] != [one["sha256"] for one in teachers]:
+        others = ", ".join(one["path"] for one in before) or "none"
+        raise TrainingError(
+            f"{folder} was begun with other teachers ({others}) – put them back, or begin another training: --init {folder}"
+        )
 
 
 def start_epoch(
@@ -682,6 +711,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         print(take_form(args, initial.info.get("model_args", {})), end="")
     preprocess = choose_preprocess(args, resumed, initial)
     train_set, val_set = prepare_data(args, preprocess)
+    if initial is not None and initial.info.get("split_id") not in (None, train_set.info["split_id"]):
+        print(f"note: {args.init} was trained on another split, which may hold validation rows of this one")
 
     model = prepare_network(args, train_set.labels, preprocess, initial).to(device)
     model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -735,11 +766,16 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
                 raise TrainingError(f"{args.resume} {early if progress.exhausted else over}")
         print(f"resumed after epoch {len(history)} from {args.resume}")
     folder = choose_folder(args)
-    if resumed is not None and teacher is not None:
-        check_teachers(folder, teacher)
+    teachers, taught_votes = taught_by(args, teacher)
+    if resumed is not None:
+        check_teachers(folder, args, teachers)
+        if progress.best_epoch and not (folder / "best.pth").is_file():
+            raise TrainingError(
+                f"{folder / 'best.pth'}, of epoch {progress.best_epoch}, is not there – put it beside last.pth: perhaps no "
+                "later epoch is better"
+            )
     votes_behind = resumed.get("voted", False) if resumed is not None else initial is not None and voted(initial)
-    votes_behind |= args.votes_weight > 0.0 or args.teacher == "votes" or train_set.labels == VOTED
-    votes_behind |= teacher is not None and teacher.voted
+    votes_behind |= args.votes_weight > 0.0 or taught_votes or train_set.labels == VOTED
     record_run(
         folder,
         args,
@@ -747,7 +783,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> Path:
         device=device,
         precision=reason,
         init_exp=None if initial is None else initial.info.get("exp"),
-        teachers=[] if teacher is None else teacher.record,
+        teachers=teachers,
         votes_behind=votes_behind,
     )
     if history:
@@ -911,7 +947,7 @@ def main(argv: list[str] | None = None) -> int:
             return score_checkpoint(args, args.resume, meta, scoring_folder(args))
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise TrainingError("torchrun would train copies of one network – on several GPUs: --device cuda:1 --seed 43, …")
-        if args.score_test and test_meta.is_file():
+        if args.score_test and (test_meta.is_file() or args.test_meta is not None):
             check_test(args.train_meta, test_meta)
         folder = train(args, argv)
     except (TrainingError, MetadataError, ModelError, evaluate.EvaluationError, OSError) as error:

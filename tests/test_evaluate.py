@@ -267,6 +267,38 @@ def test_ensemble_of_checkpoints(drawn: Path, tmp_path: Path) -> None:
     assert values["accuracy"] == (tables[2]["label"] == tables[2]["predicted"]).mean()
 
 
+def test_of_an_ensemble_each_member_has_its_own_teachers(drawn: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / name / "best.pth", labels=EIGHT, split_id=split_id_of(drawn), seed=ord(name))
+        record = {
+            "command": f"python train.py --exp {name}",
+            "args": {},
+            "machine": {},
+            "teachers": [{"path": f"{name}.onnx"}],
+        }
+        (tmp_path / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    flags = ["--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / "ab")]
+    assert evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), *flags]) == 0
+    record = evaluate.record_of(tmp_path / "ab")
+    assert "teachers" not in record
+    assert [member["teachers"] for member in record["members"]] == [[{"path": "a.onnx"}], [{"path": "b.onnx"}]]
+
+
+def test_a_network_that_changes_while_it_is_scored_has_no_figures(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(tmp_path / "best.pth", labels=EIGHT, split_id=split_id_of(drawn))
+    predict_rows = evaluate.predict_rows
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        write_checkpoint(path, labels=EIGHT, split_id=split_id_of(drawn), seed=1)
+        return predict_rows(*args, **options)
+
+    monkeypatch.setattr(evaluate, "predict_rows", meanwhile)
+    error = error_of(capsys, path, "--meta", drawn / "metadata_val.parquet", "--out", tmp_path / "out")
+    assert "has changed while it was scored" in error and not list((tmp_path / "out").glob("metrics*"))
+
+
 def test_an_ensemble_needs_one_order_of_labels(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split_id = split_id_of(drawn)
     first = write_checkpoint(tmp_path / "a.pth", labels=EIGHT, split_id=split_id)

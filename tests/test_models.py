@@ -314,6 +314,17 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contents: Any, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ModelError, match=r"best.pth cannot be written – is the disk full"):
+        save_checkpoint(tmp_path / "best.pth", contents_of(light()))
+    assert not list(tmp_path.iterdir())
+
+
 def refused(path: Path) -> str:
     """The line with which a file is refused."""
     with pytest.raises(ModelError) as caught:

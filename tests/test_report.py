@@ -158,6 +158,7 @@ def test_no_path_of_this_machine_is_kept(kept: Path, run: Path, drawn: Path) -> 
         ("D:\\fer\\runs\\two_phase_1\\best.pth", "two_phase_1/best.pth"),  # by which its run is found again
         ("/home/somebody/fer/runs/two_phase_1/last.pth", "two_phase_1/last.pth"),
         ("/home/somebody/fer/runs/two_phase_1/best_int8.onnx", "two_phase_1/best_int8.onnx"),
+        ("/home/somebody/a/best.pth,runs/b,/home/somebody/fernet.onnx", "a/best.pth,runs/b,fernet.onnx"),
         ("/", "."),
         ("imagenet", "imagenet"),
         ("", ""),
@@ -173,12 +174,14 @@ def test_paths_below_the_current_folder_become_relative(tmp_path: Path, monkeypa
         "command": f"python train.py --data_root={tmp_path}/data --train_meta '/my files/m.parquet' --lr 1e-3",
         "args": {"runs": str(tmp_path / "runs"), "lr": 0.001, "resume": None, "save_path": "/else/where.pth"},
         "resumed": ["python train.py --resume /else/runs/a/last.pth"],
+        "teachers": [{"path": "/else/runs/b/best.pth", "exp": "b"}],
         "machine": {"threads": 2},
     }
     assert report.without_machine_paths(run) == {
         "command": "python train.py --data_root=data --train_meta m.parquet --lr 1e-3",
         "args": {"runs": "runs", "lr": 0.001, "resume": None, "save_path": "where.pth"},
         "resumed": ["python train.py --resume a/last.pth"],
+        "teachers": [{"path": "b/best.pth", "exp": "b"}],
         "machine": {"threads": 2},
     }
 

@@ -105,6 +105,13 @@ def test_groups_stand_in_the_order_of_the_documents_then_by_name() -> None:
     assert names == ["E0", "E2b", "E5", "two_phase", "four_class", "BEST", "cb_focal", "mixup"]
 
 
+def test_what_was_chosen_before_its_classes_were_weighted_says_so() -> None:
+    weighted = {"args": {"drw_epoch": 3}}
+    groups = groups_of(early={"epoch": 2} | weighted, late={"epoch": 3} | weighted, mean={"epoch": None} | weighted)
+    said = {group.name: "chosen before its classes were weighted" in group.system for group in groups}
+    assert said == {"early": True, "late": False, "mean": False}
+
+
 def test_the_lowest_seed_stands_first() -> None:
     (group,) = groups_of(E0_seed100={}, E0_seed9={}, E0_seed40={})
     assert [run.seed for run in group.runs] == [9, 40, 100]

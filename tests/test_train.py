@@ -1,5 +1,6 @@
 """Early stopping; short real runs: what they write, staged freezing, resuming, and what goes wrong."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -241,6 +242,17 @@ def test_interrupted_before_the_first_epoch_ends(
     assert not (tmp_path / "cut" / "last.pth").exists()
 
 
+def test_a_folder_with_another_network_or_its_figures_is_not_trained_into(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, holds in (("mean", "best.pth"), ("scored", "metrics.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / holds).write_bytes(b"")
+        flags = [*short_training(drawn, tmp_path), "--exp", name]
+        assert f"{name} holds another network or its figures" in error_of(capsys, *flags)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [holds]
+
+
 def test_names_of_runs(drawn: Path, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (trained / "last.pth").read_bytes()
     error = error_of(capsys, *short_training(drawn, trained.parent), "--exp", "short")
@@ -345,6 +357,28 @@ def test_a_test_split_that_is_of_another_index_is_refused_beforehand(
 ) -> None:
     flags = [*short_training(drawn, tmp_path), "--score_test", "--test_meta", str(pixels / "metadata_test.parquet")]
     assert "is of another split than" in error_of(capsys, *flags) and not list(tmp_path.iterdir())
+    flags[-1] = str(drawn / "metadata_tset.parquet")
+    assert "metadata_tset.parquet" in error_of(capsys, *flags) and not list(tmp_path.iterdir())
+
+
+def test_a_network_of_another_split_may_know_the_validation_rows(
+    trained: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(pixels, tmp_path), "--epochs", "1", "--init", str(trained)]
+    assert train.main(flags) == 0
+    assert "best.pth was trained on another split, which may hold validation rows" in capsys.readouterr().out
+
+
+def test_classes_that_the_data_do_not_have_are_not_trained(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(pixels, tmp_path), "--label_set", "affectnet8"]
+    assert "has fer7 and nothing for contempt" in error_of(capsys, *flags) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file_for_the_best_network(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*short_training(drawn, tmp_path), "--save_path", str(tmp_path)]
+    assert f"is a folder – give a file in it: {tmp_path}/best.pth" in error_of(capsys, *flags)
 
 
 def test_without_votes_nobody_learns_the_classes_of_ferplus(
@@ -411,6 +445,11 @@ def test_what_cannot_be_resumed(
         assert "cannot change" in error_of(capsys, "--resume", str(run), *flags)
     other = ["--train_meta", str(pixels / "metadata_train.parquet"), "--val_meta", str(pixels / "metadata_val.parquet")]
     assert "split" in error_of(capsys, "--resume", str(run), *other)
+    assert "last.pth and cannot change" in error_of(capsys, "--resume", str(run), "--select", "val_loss")
+    weights = (run / "best.pth").read_bytes()
+    (run / "best.pth").unlink()
+    assert "is not there – put it beside last.pth" in error_of(capsys, "--resume", str(run), "--epochs", "4")
+    (run / "best.pth").write_bytes(weights)
     (run / "run.json").write_text("{", encoding="utf-8")
     assert "run.json is damaged" in error_of(capsys, "--resume", str(run), "--epochs", "4")
     assert (run / "last.pth").read_bytes() == (trained / "last.pth").read_bytes()
@@ -446,6 +485,19 @@ def test_a_better_network_does_not_keep_the_figures_of_the_last_one(drawn: Path,
     assert train.main(["--resume", str(tmp_path / "a"), "--epochs", "4"]) == 0
     assert read_checkpoint(tmp_path / "a" / "best.pth")["epoch"] > 1  # else this shows nothing
     assert not (tmp_path / "a" / "metrics_val.json").exists()
+
+
+def test_epochs_that_compare_by_the_loss_have_one_loss(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*short_training(drawn, tmp_path), "--loss", "wce", "--exp", "a", "--epochs", "1"]
+    for more in (["--select", "val_loss"], ["--schedule", "plateau"]):
+        error = error_of(capsys, *flags, "--drw_epoch", "1", *more)
+        assert f"{' '.join(more)}: the validation loss is another one from --drw_epoch on" in error
+    assert train.main([*flags, "--select", "val_loss"]) == 0
+    resumed = ["--resume", str(tmp_path / "a"), "--epochs", "2"]
+    assert "--label_smoothing is 0.0 in" in error_of(capsys, *resumed, "--label_smoothing", "0.1")
+    assert train.main(resumed) == 0
 
 
 def test_a_finished_run_is_not_resumed(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -824,7 +876,7 @@ def test_a_second_phase_takes_backbone_and_head_by_name(
 
 
 def test_the_test_split_is_scored_after_training_where_the_recipe_says_so(
-    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pixels: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*short_training(pixels, tmp_path), "--epochs", "1"]
     assert train.main([*flags, "--exp", "scored", "--score_test", "--save_optimizer"]) == 0
@@ -834,9 +886,9 @@ def test_the_test_split_is_scored_after_training_where_the_recipe_says_so(
     assert train.main([*flags, "--exp", "not", "--no-score_test"]) == 0
     assert not (tmp_path / "not" / "metrics.json").exists()
     capsys.readouterr()
-    gone = ["--test_meta", str(tmp_path / "none.parquet")]
-    assert train.main([*flags, "--exp", "none", "--score_test", *gone]) == 0
-    assert "none.parquet is not there, so there is no test split to score" in capsys.readouterr().out
+    assert not (drawn / "metadata_test.parquet").exists()
+    assert train.main([*short_training(drawn, tmp_path), "--epochs", "1", "--exp", "none", "--score_test"]) == 0
+    assert "metadata_test.parquet is not there, so there is no test split to score" in capsys.readouterr().out
 
 
 def test_no_epochs_only_score_a_checkpoint(
@@ -1013,7 +1065,13 @@ def test_votes_that_come_by_way_of_another_network_are_recorded(voted: Path, tmp
     assert train.main([*alone, "--exp", "taught", "--teacher", str(tmp_path / "votes")]) == 0
     assert train.main([*alone, "--exp", "after", "--init", str(tmp_path / "taught")]) == 0
     assert train.main(["--resume", str(tmp_path / "after" / "last.pth"), "--epochs", "2"]) == 0
-    for name, behind in (("alone", False), ("votes", True), ("taught", True), ("after", True)):
+    meta = ["--meta", str(voted / "metadata_train.parquet"), "--tta", "flip"]
+    assert evaluate.main([str(tmp_path / "votes"), *meta, "--out", str(tmp_path / "said")]) == 0
+    table = tmp_path / "said" / "predictions.parquet"
+    assert train.main([*alone, "--exp", "by_table", "--teacher", str(table)]) == 0
+    (teacher,) = evaluate.record_of(tmp_path / "by_table")["teachers"]
+    assert teacher == {"path": str(table), "exp": "votes", "sha256": hashlib.sha256(table.read_bytes()).hexdigest()}
+    for name, behind in (("alone", False), ("votes", True), ("taught", True), ("after", True), ("by_table", True)):
         checkpoint = load_checkpoint(tmp_path / name / "best.pth")
         assert evaluate.record_of(tmp_path / name)["voted"] is checkpoint.info["voted"] is models.voted(checkpoint) is behind
 
@@ -1034,8 +1092,21 @@ def test_a_student_asks_two_networks(voted: Path, tmp_path: Path, capsys: pytest
     weights = (tmp_path / "other" / "best.pth").read_bytes()
     shutil.copyfile(tmp_path / "master" / "best.pth", tmp_path / "other" / "best.pth")
     capsys.readouterr()
-    assert "is not the teacher that" in error_of(capsys, *resumed)
+    assert f"was begun with other teachers ({tmp_path / 'master'}, {tmp_path / 'other'})" in error_of(capsys, *resumed)
     (tmp_path / "other" / "best.pth").write_bytes(weights)
+    for taught in ([named.split(",")[0]], ["votes"]):
+        assert "was begun with other teachers" in error_of(capsys, *resumed, "--teacher", *taught)
+    more = [
+        "--resume",
+        str(tmp_path / "master" / "last.pth"),
+        "--epochs",
+        "2",
+        "--teacher",
+        named,
+        "--teacher_weight",
+        "0.9",
+    ]
+    assert "was begun with other teachers (none)" in error_of(capsys, *more)
     assert train.main(resumed) == 0
     assert evaluate.record_of(tmp_path / "student")["teachers"] == record["teachers"]
     capsys.readouterr()
