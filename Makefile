@@ -96,6 +96,15 @@ endif
 ifneq ($(and $(filter study ensemble student,$(MAKECMDGOALS)),$(findstring --seed,$(ARGS) $(ARGS2))),)
 $(error the runs of make $(MAKECMDGOALS) have their seeds from SEEDS="40 41 42" – leave --seed out)
 endif
+# What is lacking is said before anything is installed.
+ifneq ($(filter predict,$(MAKECMDGOALS)),)
+$(if $(IMG),,$(error which picture? make predict IMG=face.jpg))
+endif
+ifneq ($(filter two-phase,$(MAKECMDGOALS)),)
+ifeq ($(if $(DATA),$(DATA1)$(VOTES)),$(DATA))
+$(error which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv))
+endif
+endif
 INDEXES := $(filter metadata two-phase,$(MAKECMDGOALS))
 LEARNS := $(filter train eval study ensemble student,$(MAKECMDGOALS))
 ifneq ($(and $(LEARNS),$(DATA)$(VOTES),$(wildcard metadata_train.parquet)),)
@@ -189,8 +198,6 @@ student: ensemble ## make ensemble, then one network that learns from its member
 # Phase 1 trains eight classes on DATA1 (a folder with contempt among its classes, or FER2013 with FERPLUS's votes), phase 2
 # carries backbone and head over, by label name, to the seven of DATA.
 two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS), phase 2 on DATA
-	@test -n "$(DATA)" -a "$(DATA1)$(VOTES)" != "$(DATA)" || \
-	  { echo "which data? make two-phase DATA1=affectnet DATA=fer2013 (or FERPLUS=fer2013new.csv)" >&2; exit 2; }
 	$(PYTHON) metadata_parallel.py --data "$(DATA1)" --out runs/$(TWO_PHASE)_1/data \
 	  $(if $(VOTES),--ferplus "$(VOTES)" --label_set ferplus8)
 	$(PYTHON) metadata_parallel.py --data "$(DATA)" --label_set fer7 --out runs/$(TWO_PHASE)/data
@@ -198,7 +205,6 @@ two-phase: $(READY) ## ResNet-34 with attention: phase 1 on DATA1 (and FERPLUS),
 	@set -e; $(call train_once,$(TWO_PHASE),$(PHASE_2) $(call parquets,$(TWO_PHASE)) $(ARGS) $(ARGS2))
 
 predict: $(READY) ## read the face in IMG, by the shipped network, the run EXP, or MODEL=student|fernet_votes|fernet
-	@test -n "$(IMG)" || { echo "which picture? make predict IMG=face.jpg" >&2; exit 2; }
 	$(PYTHON) predict.py "$(IMG)" $(if $(EXP)$(TYPED_MODEL),--model "$(or $(addprefix runs/,$(EXP)),$(TYPED_MODEL))") $(ARGS)
 
 app: $(READY_APP) ## a web page on this machine that reads the faces of a picture

@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         except (ModelError, DetectorError, OSError) as error:
             taken = "empty port" in str(error)  # gradio's words, with advice that is not for here
-            advice = f"port {args.port} is taken – give another: --port {args.port + 1}"
+            advice = f"port {args.port} is taken, or may not be used – give another: --port {8000 + (args.port == 8000)}"
             print(f"app.py: {advice if taken else line_of(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

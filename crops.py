@@ -43,6 +43,7 @@ SIZE_PX = 224
 WORKERS_MAX = 60  # Windows waits for 63 processes at most
 CHUNK = 64  # files handed to a process at a time
 CROPPED, COPIED = "cropped", "no picture: copied"
+ANNOTATIONS = ("_exp.npy", "_val.npy", "_aro.npy", "_lnd.npy")  # AffectNet's, of the photo of the same number
 
 
 class Cropped(NamedTuple):
@@ -76,6 +77,9 @@ def crop_file(name: str, *, source: Path, target: Path, detector: str, model: st
     """
     here, there = source / name, target / name
     is_picture = here.suffix.lower() in IMAGE_EXTENSIONS
+    if name.endswith("_lnd.npy"):  # AffectNet's landmarks are places in the photo, not in its crop
+        there.unlink(missing_ok=True)
+        return COPIED
     if not here.is_file():  # a link to nothing
         there.unlink(missing_ok=True)
         return "not a file"
@@ -130,7 +134,9 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     Raises DetectorError, and CropError where source and target do not fit.
     """
     if not source.is_dir():
-        raise CropError(f"{source} is no folder: pixels in one file are faces already – leave out --crop")
+        raise CropError(
+            f"{source} is no folder of photos" if source.exists() else f"{source} not found – is the path right?"
+        )
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise CropError(f"crops cannot be written over their photos: {target} – give another folder")
     if workers is not None and not 1 <= workers <= WORKERS_MAX:
@@ -155,9 +161,10 @@ def crop_folder(source: Path, target: Path, *, detector: str, model: str | None,
     count = removed = 0
     left_out: list[tuple[str, str]] = []
     for name in set(files_of(target, source)) - {*names, note.name}:
-        if Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+        is_picture = Path(name).suffix.lower() in IMAGE_EXTENSIONS
+        if is_picture or name.endswith(ANNOTATIONS):
             (target / name).unlink()
-            removed += 1
+            removed += is_picture
     try:
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, WORKERS_MAX), initializer=start_worker) as pool:
             done = pool.map(work, names, chunksize=max(1, min(CHUNK, len(names) // 8)))

@@ -319,16 +319,20 @@ class YuNet:
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
+        if str(model) == os.environ.get("FER_DETECTOR"):
+            named, advice = ", which FER_DETECTOR names,", "unset it, or give --detector haar"
+        elif str(model) in (YUNET_FILE, fetched_yunet()):
+            named, advice = "", "run: make detector, or give --detector haar"
+        else:
+            named, advice = "", "run: make detector, and leave out --detector_model"
         if not os.path.isfile(model):  # noqa: PTH113
-            if str(model) == os.environ.get("FER_DETECTOR"):
-                raise DetectorError(f"{model} not found, which FER_DETECTOR names – unset it, or give --detector haar")
-            raise DetectorError(f"{model} not found – run: make detector, or give --detector haar")
+            raise DetectorError(f"{model}{named} is not there – {advice}")
         try:
             content, nothing = np.fromfile(model, np.uint8), np.empty(0, np.uint8)
             self.network = cv2.FaceDetectorYN.create("onnx", content, nothing, (64, 64), score_threshold=YUNET_SCORE)
             self.network.detect(np.zeros((64, 64, 3), np.uint8))  # another network is loaded all the same
         except (cv2.error, OSError) as error:
-            raise DetectorError(f"{model} is not YuNet's ONNX file – run: make detector, or give --detector haar") from error
+            raise DetectorError(f"{model}{named} is not YuNet's ONNX file – {advice}") from error
         self.lock = threading.Lock()  # the network keeps its input size between two calls
 
     def __call__(self, image: np.ndarray) -> list[Face]:

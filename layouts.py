@@ -559,6 +559,8 @@ def _csv_rows(path: Path) -> Iterator[PixelRow]:
         emotion_at, pixels_at, usage_at = columns["emotion"], columns["pixels"], columns.get("usage")
         try:
             for row, fields in enumerate(filter(None, reader)):  # without blank lines
+                if len(fields) < len(columns) and any("\n" in field for field in fields):  # which holds all rows after it
+                    raise MetadataError(f"{path}: the quotation mark of row {row + 1} is not closed – mend that line")
                 if len(fields) < len(columns):
                     yield PixelRow(row, -1, None, None, "too few columns")
                     continue

@@ -367,14 +367,23 @@ def build_parser() -> Parser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: one object, a list for several pictures")
     form.add_argument("--jsonl", action="store_true", help="print JSON, an object a line, as soon as it is known")
-    form.add_argument("--csv", type=Path, metavar="FILE", help="write a table, a row a face")
-    form.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
+    form.add_argument("--csv", type=table_file, metavar="FILE", help="write a table, a row a face")
+    form.add_argument("--parquet", type=table_file, metavar="FILE", help="the same as Parquet")
     add("--save", type=Path, metavar="DIR", help="write the pictures and videos with boxes and labels there")
     add("--explain", action="store_true", help="with --save: also write which parts of each face the answer rests on")
     add("--webcam", type=int, nargs="?", const=0, metavar="N", help="show camera N (default: the first); q quits, s saves")
     add("--resume", action="store_true", help="go on with the table of --csv or --parquet that was interrupted")
     add("--shard", metavar="PART/PARTS", help="answer every PARTS-th picture only (default: torchrun's RANK, WORLD_SIZE)")
     return parser
+
+
+def table_file(text: str) -> Path:
+    """The file of a table. Raises ArgumentTypeError for a name that is a folder's, or that stands for standard output."""
+    if text == "-" or text.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no file's name – give one: faces.csv (--jsonl writes to standard output)"
+        )
+    return Path(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -541,7 +550,12 @@ def read_video(predictor: EmotionPredictor, name: str, *, save: Path | None, sav
     try:
         tracks = video.follow(name, predictor.predict_frame, save=save, name=save_as)
     except (sources.SourceError, ImageError) as error:
-        return {"path": name, "detector": predictor.detector, "tracks": [], "error": str(error)}, str(error)
+        return {
+            "path": name,
+            "detector": predictor.detector,
+            "tracks": [],
+            "error": str(error).removeprefix(f"{name}: "),
+        }, str(error)
     document = {"path": name, "detector": predictor.detector, "tracks": [video.track_to_dict(track) for track in tracks]}
     return document | {"error": None}, video.describe_tracks(name, tracks)
 

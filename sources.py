@@ -24,8 +24,9 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 ADDRESS_MAX_BYTES, ADDRESS_WAIT_S = 50_000_000, 30
 GOOGLE_DRIVE = ("drive.google.com", "drive.usercontent.google.com")
 DRIVE_FILE = re.compile(r"/d/([\w-]+)|[?&]id=([\w-]+)")  # both ways in which its links name a file
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-READABLE = (*IMAGE_EXTENSIONS, ".gif")
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".ogv")
+# What a folder is searched for: also what cameras write and this machine's OpenCV may not read, so that somebody says so.
+READABLE = (*IMAGE_EXTENSIONS, ".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif")
 
 
 class SourceError(Exception):
@@ -63,7 +64,9 @@ def expand(items: Iterable[str], lines: Iterable[str] | None = None, *, leave_ou
     leave_out = None if leave_out is None else leave_out.resolve()
     for item in items:
         if item == "-":
-            yield from (line for line in (text.rstrip("\r\n") for text in (sys.stdin if lines is None else lines)) if line)
+            for number, text in enumerate(sys.stdin if lines is None else lines):
+                name = text.rstrip("\r\n")
+                yield from filter(None, [name.removeprefix("\ufeff") if number == 0 else name])  # Windows' byte-order mark
             continue
         found: Iterator[str] = iter(())
         if is_folder(item):

@@ -142,7 +142,8 @@ def opened(source: str | int) -> Iterator[Any]:
         if not os.path.isfile(source):  # noqa: PTH113 (no exception for a name that no file system takes)
             raise SourceError(f"{source}: missing – is the path right?")
         check_utf8(source)
-    capture = cv2.VideoCapture(source)
+    # Of a relative name FFmpeg takes what stands before a colon for a protocol.
+    capture = cv2.VideoCapture(source if isinstance(source, int) else os.path.abspath(source))  # noqa: PTH100
     try:
         if not capture.isOpened():
             if isinstance(source, int):
@@ -157,7 +158,7 @@ def opened(source: str | int) -> Iterator[Any]:
 def writing(path: Path, fps: float, shape: Sequence[int]) -> Iterator[Any]:
     """An MP4 file under a temporary name, which gets its own when it is whole. Raises SourceError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.partial.mp4")
+    temporary = path.absolute().with_name(f"{path.stem}.partial.mp4")  # as `opened`
     check_utf8(str(temporary))
     fps = round(fps, max(0, int(math.log10(MPEG4_TIMEBASE_MAX / fps))))
     temporary.write_bytes(b"")  # raises OSError where nothing can be written: OpenCV does not say why it cannot

@@ -118,7 +118,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(
     monkeypatch.setattr(app, "build_page", lambda **_: None)
     monkeypatch.setattr(app, "launch", taken)
     assert app.main(["--no-browser", "--port", "7000"]) == 2
-    assert capsys.readouterr() == ("", "app.py: port 7000 is taken – give another: --port 7001\n")
+    assert capsys.readouterr() == ("", "app.py: port 7000 is taken, or may not be used – give another: --port 8000\n")
 
 
 def page_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, str]) -> Any:

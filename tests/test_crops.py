@@ -120,14 +120,16 @@ def test_crops_of_photos_that_changed_or_went_are_removed(
 ) -> None:
     target = tmp_path / "crops"
     assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
-    for name in ("a/1.png", "a/gone.png"):
+    for name in ("a/1.png", "a/gone.png", "a/gone_exp.npy", "a/1_lnd.npy", "a/others.npy"):
         (target / name).write_bytes(b"a crop")
+    (photos / "a" / "1_lnd.npy").write_bytes(b"places in the photo")
     later = (target / "a" / "1.png").stat().st_mtime + 100
     os.utime(photos / "a" / "1.png", (later, later))
     assert "crops of photos" not in capsys.readouterr().out
     assert crops.main([str(photos), str(target), "--detector", "haar", "--workers", "1"]) == 0
     assert "1   crops of photos that are gone: removed" in capsys.readouterr().out
-    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == [".detector", "a/1_exp.npy"]
+    left = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*"))
+    assert left == [".detector", "a/1_exp.npy", "a/others.npy"]
 
 
 def test_crops_of_other_photos_stay(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +147,8 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
     for source, target, said in (
         (photos, photos, "cannot be written over"),
         (photos, tmp_path, "cannot be written over"),
-        (photos / "a" / "1.png", tmp_path / "new", "is no folder"),
+        (photos / "a" / "1.png", tmp_path / "new", "is no folder of photos"),
+        (photos / "none", tmp_path / "new", "none not found – is the path right?"),
     ):
         assert crops.main([str(source), str(target), "--detector", "haar"]) == 2
         error = capsys.readouterr().err
@@ -168,7 +171,7 @@ def test_folders_that_do_not_fit(photos: Path, tmp_path: Path, capsys: pytest.Ca
         assert metadata_parallel.main([*data, *words]) == 2
         assert "metadata_parallel.py: --" in capsys.readouterr().err
     assert crops.main([str(photos), str(tmp_path / "new"), "--detector_model", str(tmp_path / "none.onnx")]) == 2
-    assert "none.onnx not found" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert "none.onnx is not there" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_photos_without_a_crop_are_listed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -674,14 +674,16 @@ def test_which_detector_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert name == "none" and detect(numbered(50, 50)) == []
     with pytest.raises(faces.DetectorError, match="make detector"):
         faces.make_detector("yunet")
-    with pytest.raises(faces.DetectorError, match=r"none\.onnx not found"):
+    with pytest.raises(
+        faces.DetectorError, match=r"none\.onnx is not there – run: make detector, and leave out --detector_model"
+    ):
         faces.make_detector("auto", tmp_path / "none.onnx")  # a file that is named must be there
     monkeypatch.setenv("FER_DETECTOR", str(tmp_path / "other.onnx"))
-    with pytest.raises(faces.DetectorError, match=r"other\.onnx not found"):
+    with pytest.raises(faces.DetectorError, match=r"other\.onnx, which FER_DETECTOR names, is not there – unset it"):
         faces.make_detector("auto")
     assert faces.make_detector("haar")[1] == "haar"
     (tmp_path / "other.onnx").write_text("no network", encoding="utf-8")
-    with pytest.raises(faces.DetectorError, match="is not YuNet's"):
+    with pytest.raises(faces.DetectorError, match="FER_DETECTOR names, is not YuNet's ONNX file – unset it"):
         faces.make_detector("auto")
     another = Path(faces.__file__).parent / "weights" / "fernet_votes.onnx"
     with pytest.raises(faces.DetectorError, match="is not YuNet's"):

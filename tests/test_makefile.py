@@ -97,6 +97,7 @@ def test_what_would_do_nothing_is_refused(folder: Path) -> None:
 
 
 def test_reading_a_picture_by_a_run_or_a_shipped_network(folder: Path) -> None:
+    assert make(folder, "predict", status=2) == []
     assert make(folder, "predict", "IMG=a b.jpg") == ["predict.py a b.jpg"]
     assert make(folder, "predict", "IMG=a.jpg", "EXP=x") == ["predict.py a.jpg --model runs/x"]
     assert make(folder, "predict", "IMG=a.jpg", "MODEL=fernet") == ["predict.py a.jpg --model fernet"]
@@ -139,7 +140,8 @@ def test_what_was_interrupted_goes_on_even_if_it_was_looked_at(folder: Path) -> 
 
 
 def test_both_phases_and_what_they_want(folder: Path) -> None:
-    assert make(folder, "two-phase", "DATA=a", status=2) == []
+    for words in ((), ("DATA=a",), ("DATA1=a",), ("DATA=a b", "DATA1=a b")):
+        assert make(folder, "two-phase", *words, status=2) == []
     calls = make(folder, "two-phase", "DATA1=a", "DATA=b", "EXP=x", "ARGS=--img_size 48", "ARGS1=--lr 1")
     data = "--train_meta runs/{0}/data/metadata_train.parquet --val_meta runs/{0}/data/metadata_val.parquet"
     assert calls == [

@@ -497,6 +497,10 @@ def test_bad_rows_of_a_csv(tmp_path):
         "fer2013.csv:11": "class out of range",
         "fer2013.csv:13": "too few columns",
     }
+    with (tmp_path / "fer2013.csv").open("a") as file:
+        file.write(f'3,"{good},Training\n3,{good},Training\n')  # holds all that comes after it
+    with pytest.raises(MetadataError, match="the quotation mark of row 15 is not closed"):
+        build(tmp_path / "fer2013.csv", tmp_path)
 
 
 def test_parquet(tmp_path):

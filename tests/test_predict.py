@@ -803,6 +803,8 @@ def test_what_tables_refuse(checkpoint: str, album: Path, tmp_path: Path, capsys
         (["--csv", "a.parquet"], "for Parquet give --parquet"),
         (["--csv", "a.csv", "--json"], "not allowed with"),
         (["--csv", "."], "is a folder"),
+        (["--csv", "new/"], "new/ is no file's name"),
+        (["--parquet", "-"], "- is no file's name"),
         (["--csv", ""], "is a folder"),
         (["--csv", str(album)], "is a folder"),
         (["-b.jpg"], "a name that begins with - is given as ./-b.jpg"),
@@ -1171,9 +1173,9 @@ def test_what_cannot_be_written_is_said(
 
 def test_a_detector_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FER_DETECTOR", str(tmp_path / "none.onnx"))
-    with pytest.raises(faces.DetectorError, match=r"none\.onnx not found, which FER_DETECTOR names – unset it"):
+    with pytest.raises(faces.DetectorError, match=r"none\.onnx, which FER_DETECTOR names, is not there – unset it"):
         faces.YuNet(str(tmp_path / "none.onnx"))
-    with pytest.raises(faces.DetectorError, match=r"other\.onnx not found – run: make detector"):
+    with pytest.raises(faces.DetectorError, match=r"other\.onnx is not there – run: make detector, and leave out"):
         faces.YuNet(str(tmp_path / "other.onnx"))
 
 

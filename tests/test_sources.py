@@ -41,6 +41,12 @@ def test_folders_are_walked_by_name(folder: Path) -> None:
     assert names(folder, "z", "nothing") == ["z", "nothing"]  # somebody has to say that there is nothing
 
 
+def test_what_cameras_and_browsers_write_is_found(folder: Path) -> None:
+    for name in ("a.jfif", "b.HEIC", "c.3gp", "d.ts"):  # the last a program, more often than a video
+        (folder / "z" / name).touch()
+    assert names(folder, "z") == ["z/a.jfif", "z/b.HEIC", "z/c.3gp"]
+
+
 def test_the_folder_that_is_written_into_is_not_walked(folder: Path) -> None:
     found = list(sources.expand([str(folder)], leave_out=folder / "x" / "y"))
     assert [Path(name).name for name in found] == ["10.png", "9.jpg", "[1].png", "1.gif", "2.PNG"]
@@ -104,6 +110,7 @@ def test_a_folder_that_may_not_be_opened_stands_for_itself(folder: Path, monkeyp
 def test_lists_on_standard_input(folder: Path) -> None:
     lines = [f"{folder / '9.jpg'}\n", "\n", f"{folder / 'x y'}\r\n", str(folder / "10.png")]
     assert names(folder, "x/y", "-", lines=lines) == ["x/y/3.bmp", "9.jpg", "x y", "10.png"]
+    assert names(folder, "-", lines=["\ufeff" + lines[0], lines[3]]) == ["9.jpg", "10.png"]
 
 
 def test_links_that_lead_round_are_not_followed(folder: Path) -> None:

@@ -361,6 +361,16 @@ def test_names_of_no_video(tmp_path: Path, name: str) -> None:
         video.follow(name, find_squares, save=None)
 
 
+def test_a_colon_in_a_name_is_no_protocol(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        shutil.copyfile(clip, tmp_path / "10:20:30.mp4")
+    except OSError:
+        pytest.skip("this file system has no colons in names")
+    monkeypatch.chdir(tmp_path)
+    tracks = video.follow("10:20:30.mp4", find_squares, save=Path("out:1"), name="10:20:30")
+    assert len(tracks) == 3 and (tmp_path / "out:1" / "10:20:30_annotated.mp4").is_file()
+
+
 def test_a_video_that_cannot_be_written(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,7 +396,7 @@ def test_videos_through_predict(
     assert predict.main([str(tmp_path / "none.mp4")]) == 1
     assert capsys.readouterr().err == f"{tmp_path / 'none.mp4'}: missing – is the path right?\n"
     assert predict.main([str(tmp_path / "none.mp4"), "--jsonl"]) == 1
-    assert "missing" in json.loads(capsys.readouterr().out)["error"]
+    assert json.loads(capsys.readouterr().out)["error"] == "missing – is the path right?"  # the path stands beside it
     with pytest.raises(SystemExit):
         predict.main([str(clip), "--csv", "a.csv"])
     assert "written by --save DIR" in capsys.readouterr().err
