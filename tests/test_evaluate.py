@@ -279,9 +279,9 @@ def test_of_an_ensemble_each_member_has_its_own_teachers(drawn: Path, tmp_path: 
         (tmp_path / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
     flags = ["--meta", str(drawn / "metadata_val.parquet"), "--out", str(tmp_path / "ab")]
     assert evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), *flags]) == 0
-    record = evaluate.record_of(tmp_path / "ab")
-    assert "teachers" not in record
-    assert [member["teachers"] for member in record["members"]] == [[{"path": "a.onnx"}], [{"path": "b.onnx"}]]
+    joined = evaluate.record_of(tmp_path / "ab")
+    assert "teachers" not in joined
+    assert [member["teachers"] for member in joined["members"]] == [[{"path": "a.onnx"}], [{"path": "b.onnx"}]]
 
 
 def test_a_network_that_changes_while_it_is_scored_has_no_figures(

@@ -1094,8 +1094,8 @@ def test_a_student_asks_two_networks(voted: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert f"was begun with other teachers ({tmp_path / 'master'}, {tmp_path / 'other'})" in error_of(capsys, *resumed)
     (tmp_path / "other" / "best.pth").write_bytes(weights)
-    for taught in ([named.split(",")[0]], ["votes"]):
-        assert "was begun with other teachers" in error_of(capsys, *resumed, "--teacher", *taught)
+    for another in (named.split(",")[0], "votes"):
+        assert "was begun with other teachers" in error_of(capsys, *resumed, "--teacher", another)
     more = [
         "--resume",
         str(tmp_path / "master" / "last.pth"),
