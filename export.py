@@ -414,7 +414,7 @@ def main(argv: list[str] | None = None) -> int:
             detector_model=find_yunet(args.detector_model),
         )
     except DetectorError as error:
-        print(f"export.py: {error}".replace("--detector haar", "none with --detector_model"), file=sys.stderr)
+        print(f"export.py: {error}".replace(", or give --detector haar", ""), file=sys.stderr)
         return 2
     except (ExportError, EvaluationError, MetadataError, ModelError, OSError) as error:
         print(f"export.py: {line_of(error)}", file=sys.stderr)

@@ -262,7 +262,13 @@ def test_names_of_files_beside_the_checkpoint(
 
 
 def test_what_cannot_be_exported(
-    trained: Path, exported: Path, drawn: Path, pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    exported: Path,
+    drawn: Path,
+    pixels: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "not found" in error_of(capsys, tmp_path / "none.pth")
     assert "must end in .onnx" in error_of(capsys, trained, tmp_path / "a.pth")
@@ -276,7 +282,11 @@ def test_what_cannot_be_exported(
     assert "holds rows of train, wanted is val" in error_of(capsys, trained, "--val_meta", train_meta)
     error = error_of(capsys, trained, tmp_path / "a.onnx", *metas(pixels))
     assert "was trained on another split than that of" in error and "--cross_dataset" not in error
-    assert "or give none with --detector_model" in error_of(capsys, trained, *metas(drawn), "--detector_model", val_meta)
+    assert "and leave out --detector_model" in error_of(capsys, trained, *metas(drawn), "--detector_model", val_meta)
+    named = str(tmp_path / "none.onnx")
+    monkeypatch.setenv("FER_DETECTOR", named)
+    error = error_of(capsys, trained, *metas(drawn), "--detector_model", named)
+    assert error.endswith("FER_DETECTOR names, is not there – unset it\n")  # this script has no --detector
 
 
 def test_pictures_that_have_moved(
