@@ -538,8 +538,7 @@ def write_record(
         one_start = len({r.get("init_exp") for r in records}) == 1
         left_out = {"resumed", "earlier_machines", "teachers"} | (set() if one_start else {"init_exp"})
         record = {key: value for key, value in records[0].items() if key not in left_out}
-        learnt = any(r.get("voted") or r["args"].get("votes_weight") for r in records)  # older records have only the latter
-        record |= {"command": command, "args": shared, "members": trained, "voted": learnt}
+        record |= {"command": command, "args": shared, "members": trained, "voted": any(map(learnt_votes, records))}
     write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "history.jsonl", "".join(line for run in folders for line in history_lines(run)))
 
@@ -565,6 +564,11 @@ def record_of(run: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except json.JSONDecodeError as error:
         raise EvaluationError(f"{path} is damaged ({error}) – remove it, or put back a whole one") from error
+
+
+def learnt_votes(record: dict[str, Any]) -> bool:
+    """Whether FER+ votes are behind the training of a run.json; older ones have the weight of a second head only."""
+    return bool(record.get("voted") or record.get("args", {}).get("votes_weight"))
 
 
 def history_lines(run: Path) -> list[str]:

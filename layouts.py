@@ -559,9 +559,9 @@ def _csv_rows(path: Path) -> Iterator[PixelRow]:
         emotion_at, pixels_at, usage_at = columns["emotion"], columns["pixels"], columns.get("usage")
         try:
             for row, fields in enumerate(filter(None, reader)):  # without blank lines
-                if len(fields) < len(columns) and any("\n" in field for field in fields):  # which holds all rows after it
-                    raise MetadataError(f"{path}: the quotation mark of row {row + 1} is not closed – mend that line")
                 if len(fields) < len(columns):
+                    if any("\n" in field for field in fields):  # which holds all rows after it
+                        raise MetadataError(f"{path}: the quotation mark of row {row + 1} is not closed – mend that line")
                     yield PixelRow(row, -1, None, None, "too few columns")
                     continue
                 emotion = _class_number(fields[emotion_at])

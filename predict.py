@@ -547,17 +547,13 @@ def read_video(predictor: EmotionPredictor, name: str, *, save: Path | None, sav
     """What the faces of a video showed, as JSON documents it and in words; what is saved begins with `save_as`."""
     import video
 
+    document: dict[str, Any] = {"path": name, "detector": predictor.detector}
     try:
         tracks = video.follow(name, predictor.predict_frame, save=save, name=save_as)
     except (sources.SourceError, ImageError) as error:
-        return {
-            "path": name,
-            "detector": predictor.detector,
-            "tracks": [],
-            "error": str(error).removeprefix(f"{name}: "),
-        }, str(error)
-    document = {"path": name, "detector": predictor.detector, "tracks": [video.track_to_dict(track) for track in tracks]}
-    return document | {"error": None}, video.describe_tracks(name, tracks)
+        return document | {"tracks": [], "error": str(error).removeprefix(f"{name}: ")}, str(error)
+    document |= {"tracks": [video.track_to_dict(track) for track in tracks], "error": None}
+    return document, video.describe_tracks(name, tracks)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ def expand(items: Iterable[str], lines: Iterable[str] | None = None, *, leave_ou
     for item in items:
         if item == "-":
             for number, text in enumerate(sys.stdin if lines is None else lines):
-                name = text.rstrip("\r\n")
-                yield from filter(None, [name.removeprefix("\ufeff") if number == 0 else name])  # Windows' byte-order mark
+                name = text.rstrip("\r\n").removeprefix("" if number else "\ufeff")  # Windows' byte-order mark
+                if name:
+                    yield name
             continue
         found: Iterator[str] = iter(())
         if is_folder(item):

@@ -11,7 +11,6 @@ and `--print_recipe` shows the result. `--model X` alone means recipe X.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -644,9 +643,8 @@ def taught_by(args: argparse.Namespace, teacher: Teacher | None) -> tuple[list[d
         return [], args.teacher == "votes"
     table = Path(args.teacher)
     answered = evaluate.record_of(table.parent)  # of the network whose answers they are
-    settings = answered.get("args", {})
-    record = {"path": args.teacher, "exp": settings.get("exp"), "sha256": hashlib.sha256(table.read_bytes()).hexdigest()}
-    return [record], bool(answered.get("voted") or settings.get("votes_weight"))  # older records have only the latter
+    exp = answered.get("args", {}).get("exp")
+    return [{"path": args.teacher, "exp": exp, "sha256": evaluate.digests([table])}], evaluate.learnt_votes(answered)
 
 
 def check_teachers(folder: Path, args: argparse.Namespace, teachers: list[dict[str, Any]]) -> None:
