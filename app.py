@@ -133,7 +133,7 @@ def build_page(*, detector: str, model: str | None) -> Any:
 
     choices = networks()
     if not choices:
-        raise ModelError("there is no network here – fetch weights/student.onnx, or train one and run: make export")
+        raise ModelError("there is no network here – fetch weights/student.onnx.gz, or train one and run: make export")
     first = next(iter(choices.values()))
 
     @contextmanager

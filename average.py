@@ -39,6 +39,7 @@ from models import (
     versions,
     voted,
 )
+from onnx_network import is_onnx
 
 BATCH_SIZE = 256  # of whose means and variances the mean is taken
 ALIKE = ("model", "model_args", "labels", "preprocess", "split_id")
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ModelError("a mean wants two checkpoints or more, each named once")
         if args.train_meta is None and (args.data_root is not None or args.device != "auto"):
             raise ModelError("--data_root and --device do nothing here – add --train_meta PARQUET")
-        if onnx := [path for path in paths if path.suffix.lower() == ".onnx"]:
+        if onnx := [path for path in paths if is_onnx(path)]:
             raise ModelError(f"{onnx[0]} is an ONNX file – give checkpoints: best.pth")
         members = [load_checkpoint(path) for path in paths]
         contents = average(members, paths) | {"exp": args.out.name}

@@ -44,6 +44,7 @@ from inference import (
 from labels import LABEL_SETS, MERGES, LabelSet, remap, without_source
 from metadata_parallel import MetadataError, read_metadata
 from models import Checkpoint, ModelError, checkpoint_path, choose_device, load_checkpoint
+from onnx_network import bare_name, contents_of, is_onnx
 
 # Of what metrics.json says: what makes the figures of two splits those of the same files, scored in one way.
 MADE_BY = (
@@ -292,7 +293,7 @@ def output_folder(checkpoints: Sequence[Path], out: Path | None, *, own: str | N
     """
     path = checkpoints[0]
     of_run = f"{path.parent.name}_" if (path.parent / "run.json").is_file() else ""  # best.onnx, which many runs have
-    by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / f"{of_run}{path.stem}"
+    by_file = path.parent if path.name in ("best.pth", "last.pth") else Path("runs") / f"{of_run}{bare_name(path)}"
     folder = out or (by_file if len(checkpoints) == 1 else Path("runs/ensemble"))
     theirs = any(path.parent.resolve() == folder.resolve() for path in checkpoints)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
@@ -547,7 +548,7 @@ def record_folder(path: Path, member: Checkpoint) -> Path | None:
     """Where the record of a network's training is, if anywhere: beside the checkpoint, or, of a file that was put elsewhere
     and of an ONNX file, in runs/<exp>, unless that is of another training, or went on after the ONNX file was made."""
     beside, run = path.parent, Path("runs") / str(member.info.get("exp"))
-    if (beside / "run.json").is_file() and path.suffix.lower() != ".onnx":
+    if (beside / "run.json").is_file() and not is_onnx(path):
         return beside
     known = ("recipe", "model", "seed", *(["epochs"] if member.info.get("epochs") is not None else []))
     for folder in (beside, run):
@@ -578,8 +579,9 @@ def history_lines(run: Path) -> list[str]:
 
 
 def digests(paths: Sequence[Path]) -> str:
-    """The SHA-256 of files, with blanks between them; none for what is not there, of which loading has more to say."""
-    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file())
+    """The SHA-256 of files as they are unpacked, with blanks between them; none for what is not there, of which loading has
+    more to say. Raises ModelError."""
+    return " ".join(hashlib.sha256(contents_of(path)).hexdigest() for path in paths if path.is_file())
 
 
 def strength(text: str) -> float | None:

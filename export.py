@@ -9,6 +9,7 @@ reported for all and temperatures are fitted.
     python export.py runs/lightcnn lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
 """
 
+import gzip
 import json
 import logging
 import shlex
@@ -44,7 +45,7 @@ from models import (
     load_checkpoint,
     versions,
 )
-from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork
+from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork, is_onnx
 
 KEPT = (
     "model",
@@ -320,6 +321,10 @@ def export(
         else:
             lines.append("temperatures: none, for want of validation pictures – give --val_meta metadata_val.parquet")
         write_metadata(written, describe_file(checkpoint, temperatures))
+        if out.name.lower().endswith(".gz"):
+            packed = written.with_suffix(".gz")
+            packed.write_bytes(gzip.compress(written.read_bytes(), mtime=0))  # the same bytes whenever it is done
+            written = packed
         written.replace(out)
     return lines
 
@@ -356,7 +361,7 @@ def build_parser() -> Parser:
         "out",
         type=Path,
         nargs="?",
-        help="the .onnx file (default: beside the checkpoint, best.onnx, best_half.onnx, best_int8.onnx)",
+        help="the .onnx file, or .onnx.gz (default: beside the checkpoint, best.onnx, best_half.onnx, best_int8.onnx)",
     )
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
@@ -388,10 +393,10 @@ def main(argv: list[str] | None = None) -> int:
     path = checkpoint_path(args.checkpoint)
     out = args.out or path.with_name(path.stem + ("" if args.kind == "float32" else f"_{args.kind}") + ".onnx")
     try:
-        if path.suffix.lower() == ".onnx":
+        if is_onnx(path):
             raise ExportError(f"{path} is an ONNX file already – give a checkpoint: best.pth")
-        if out.suffix.lower() != ".onnx":
-            raise ExportError(f"{out} must end in .onnx")
+        if not is_onnx(out):
+            raise ExportError(f"{out} must end in .onnx, or in .onnx.gz, which packs it")
         if out.is_dir():
             raise ExportError(f"{out} is a folder – give the name of a file")
         if args.calibration < 1:

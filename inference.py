@@ -3,7 +3,7 @@
 Several views of each picture, the mean of an ensemble, merged classes, adjusted logits, a temperature: each step takes
 `Predictions` and returns `Predictions`. What a step has to choose (τ, the temperature) it chooses on validation rows.
 
-    python evaluate.py weights/fernet_votes.onnx --tta ten_crop --calibrate --out runs/ten_crop
+    python evaluate.py weights/fernet_votes.onnx.gz --tta ten_crop --calibrate --out runs/ten_crop
 """
 
 from collections.abc import Callable, Sequence

@@ -26,7 +26,7 @@ from torch.nn import functional
 from backbones import convolutional, fernet, light_cnn, resnet, torchvision_backbone
 from command_line import Parser
 from labels import LABEL_SETS, LabelSet, label_set_of
-from onnx_network import ModelError, OnnxNetwork, head_for
+from onnx_network import ModelError, OnnxNetwork, head_for, is_onnx
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What VGGFace2 weights want their input to be: as the multitask report has it, or, for ports of the authors' Caffe
@@ -480,7 +480,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, label_set: str | None = Non
     With a head for the FER+ votes, `label_set` chooses the network's classifier, by `head_for`. An ONNX file of export.py
     answers in the place of its checkpoint, on the CPU.
     """
-    if Path(path).suffix.lower() == ".onnx":
+    if is_onnx(path):
         network = OnnxNetwork(path, threads=torch.get_num_threads())
         head = "logits" if label_set is None else head_for(network.heads, LABEL_SETS[label_set])
         model: Any = OnnxModule(network, head)

@@ -2,7 +2,7 @@
 
 `export.py` folds each BatchNorm into the convolution before it, and may round the weights. Training wants the two apart.
 
-    python train.py --recipe fernet_votes --init weights/fernet_votes.onnx --lr 0.01      # goes on with a shipped network
+    python train.py --recipe fernet_votes --init weights/fernet_votes.onnx.gz --lr 0.01      # goes on with a shipped network
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Checkpoint, ExpressionNet, ModelError, build_model
-from onnx_network import OnnxNetwork
+from onnx_network import OnnxNetwork, contents_of
 
 MIN_AGREEMENT = 0.9  # of the pictures that a network put back must take for the same class; rounding costs some
 
@@ -21,10 +21,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of an ONNX file of export.py by their names in the network, float32; what of a BatchNorm is left beside
     the weight of its convolution is called `….weight_bias`. Raises ModelError without the package onnx."""
     try:
-        from onnx import load, numpy_helper
+        from onnx import load_model_from_string, numpy_helper
     except ModuleNotFoundError as error:
         raise ModelError(f"to train on {path}, onnx must read it – run: pip install -r requirements-export.txt") from error
-    graph = load(str(path)).graph
+    graph = load_model_from_string(contents_of(path)).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name: values for name, values in stored.items() if values.dtype == np.float32}
     for node in graph.node:

@@ -49,7 +49,7 @@ from answers import (
 )
 from command_line import Parser
 from labels import LABEL_SETS, LabelSet, canonical, remap, without_source
-from onnx_network import ModelError, OnnxNetwork, head_for
+from onnx_network import ModelError, OnnxNetwork, bare_name, head_for, is_onnx
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 DEFAULT_MODEL = "student"
@@ -59,8 +59,9 @@ BATCH_FACES = 64  # that go through it together
 
 def shipped() -> dict[str, Path]:
     """The networks that come with the project, by name, the default one first."""
-    found = sorted(path for path in WEIGHTS.glob("*.onnx") if not path.name.startswith("face_detection"))
-    return {path.stem: path for path in sorted(found, key=lambda path: path.stem != DEFAULT_MODEL)}
+    files = [path for path in sorted(WEIGHTS.iterdir()) if is_onnx(path)] if WEIGHTS.is_dir() else []
+    found = {bare_name(path): path for path in files if not path.name.startswith("face_detection")}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT_MODEL)}
 
 
 def network_file(model: str | os.PathLike[str]) -> Path:
@@ -124,7 +125,7 @@ class EmotionPredictor:
         device = device if use_gpu_if_available else "cpu"
         path = network_file(model)
         self.network: Any
-        if path.suffix.lower() == ".onnx":
+        if is_onnx(path):
             self.network = OnnxNetwork(path, device=device)
         else:
             from models import TorchNetwork, choose_device
@@ -348,7 +349,11 @@ def build_parser() -> Parser:
         help="pictures and videos: files, folders, patterns, http(s) addresses; - for standard input's list",
     )
     known = ", ".join(shipped())
-    add("--model", default=DEFAULT_MODEL, help=f"{known}, an .onnx or .pth file, or a run's folder (default: %(default)s)")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"{known}, an .onnx (.onnx.gz) or .pth file, or a run's folder (default: %(default)s)",
+    )
     add(
         "--label_set",
         "--label-set",

@@ -29,6 +29,7 @@ from models import (
     memory_format,
     voted,
 )
+from onnx_network import contents_of
 
 
 def is_network(teacher: str | None) -> bool:
@@ -93,7 +94,7 @@ class Teacher:
             notes = [", on the CPU"] * on_cpu + [", trained on another split, which may hold validation rows"] * foreign
             print(f"teacher: {name}, {checkpoint.labels.name}{''.join(notes)}")
             checkpoint.model.requires_grad_(False).to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
-            digest = hashlib.sha256(checkpoint_path(name).read_bytes()).hexdigest()
+            digest = hashlib.sha256(contents_of(checkpoint_path(name))).hexdigest()
             self.record.append({"path": name, "exp": checkpoint.info.get("exp"), "sha256": digest})
             self.voted |= voted(checkpoint)
             self.members.append(Member(checkpoint, seen.keep / preprocess.keep, *self.scale(seen)))

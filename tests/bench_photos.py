@@ -4,7 +4,7 @@ Faces of the validation split are enlarged to 96 to 192 px and laid on scenes of
 FACE_FIXTURES/nonfaces where there are such, else smooth noise. Each way of detecting and cropping is scored on the same
 scenes, faces that are not found counted as wrong. The target: with YuNet 90% of the accuracy on the faces themselves.
 
-    FER_DETECTOR=yunet.onnx python tests/bench_photos.py weights/student.onnx --faces 500
+    FER_DETECTOR=yunet.onnx python tests/bench_photos.py weights/student.onnx.gz --faces 500
 """
 
 import os

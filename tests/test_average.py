@@ -146,7 +146,7 @@ def test_what_has_no_mean_is_refused(run: Path, trained: Path, tmp_path: Path, c
     assert "two checkpoints or more" in error_of(capsys, run, run / "best.pth", *out)
     assert "each named once" in error_of(capsys, run, run / "last.pth", run / "best.pth", *out)
     assert "not found" in error_of(capsys, run, tmp_path / "none.pth", *out)
-    assert "is an ONNX file – give checkpoints" in error_of(capsys, run, "weights/fernet_votes.onnx", *out)
+    assert "is an ONNX file – give checkpoints" in error_of(capsys, run, "weights/fernet_votes.onnx.gz", *out)
     for flag in (["--data_root", tmp_path], ["--device", "cpu"]):
         assert "do nothing here – add --train_meta" in error_of(capsys, run, run / "last.pth", *out, *flag)
     other = tmp_path / "other.pth"

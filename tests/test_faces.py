@@ -685,7 +685,7 @@ def test_which_detector_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "other.onnx").write_text("no network", encoding="utf-8")
     with pytest.raises(faces.DetectorError, match="FER_DETECTOR names, is not YuNet's ONNX file – unset it"):
         faces.make_detector("auto")
-    another = Path(faces.__file__).parent / "weights" / "fernet_votes.onnx"
+    another = Path(faces.__file__).parent / "weights" / "fernet_votes.onnx.gz"
     with pytest.raises(faces.DetectorError, match="is not YuNet's"):
         faces.make_detector("auto", another)
     for name in ("haar", "none"):
