@@ -7,6 +7,7 @@ reported for all and temperatures are fitted.
     python export.py runs/lightcnn
     python export.py runs/lightcnn lightcnn.onnx --half          # weights stored in half precision
     python export.py runs/lightcnn lightcnn_int8.onnx --int8     # calibrated on 512 training pictures
+    python export.py runs/lightcnn lightcnn.onnx.gz --int8       # and packed
 """
 
 import gzip

@@ -181,6 +181,7 @@ DOCUMENTED: dict[str, Documented] = {
         "to 0.737 are published (Khaireddin and Chen 2021, for one: 0.733)",
     ),
     "fernet_votes": Documented("our own network, with the FER+ votes of the training rows", {}),
+    "fernet_votes_2": Documented("the same from other random weights, for the ensemble", {}),
     "ensemble": Documented(
         "an ensemble of our networks",
         {"accuracy": 0.768},

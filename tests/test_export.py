@@ -1,5 +1,6 @@
 """Export: the ONNX files answer as their checkpoints do, say what they are, and are refused where they would not."""
 
+import gzip
 import json
 import math
 import os
@@ -370,6 +371,36 @@ def test_faces_of_fer2013_lie_alike(tmp_path: Path) -> None:
 
 
 # Reading such files
+
+
+def test_a_packed_file_is_the_same_network(exported: Path, trained: Path, drawn: Path, tmp_path: Path) -> None:
+    packed, again = tmp_path / "Short.onnx.GZ", tmp_path / "again.onnx.gz"
+    packed.write_bytes(gzip.compress(exported.read_bytes()))
+    assert export.main([str(trained), str(again), *metas(drawn)]) == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [packed.name, again.name]
+    assert again.read_bytes()[4:8] == bytes(4)  # no time of packing: the same network has the same bytes
+    plain = OnnxNetwork(exported)
+    images = (
+        np.random.default_rng(0).normal(size=(3, 1, plain.preprocess.size_px, plain.preprocess.size_px)).astype(np.float32)
+    )
+    for path in (packed, again):
+        network = OnnxNetwork(path)
+        assert network.info == plain.info and network.temperatures == plain.temperatures
+        np.testing.assert_array_equal(network(images)["logits"], plain(images)["logits"])
+    assert evaluate.digests([packed]) == evaluate.digests([exported])  # records name the network, not how it is kept
+    assert load_checkpoint(packed).labels == load_checkpoint(exported).labels
+    assert isinstance(EmotionPredictor(packed, detector="none").network, OnnxNetwork)
+    assert evaluate.output_folder([again], None, own=None) == Path("runs/again")
+
+
+@pytest.mark.parametrize("damage", ["short", "plain", "broken"])
+def test_a_packed_file_that_is_damaged_is_named(exported: Path, tmp_path: Path, damage: str) -> None:
+    packed = gzip.compress(exported.read_bytes())
+    path = tmp_path / "a.onnx.gz"
+    middle = bytes(byte ^ 0xFF for byte in packed[1000:1100])
+    path.write_bytes({"short": packed[:-100], "plain": b"no gzip", "broken": packed[:1000] + middle + packed[1100:]}[damage])
+    with pytest.raises(ModelError, match=r"a\.onnx\.gz cannot be unpacked .* – copy or export it again"):
+        OnnxNetwork(path)
 
 
 def test_other_onnx_files_are_refused(exported: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Networks that are put back from their ONNX files: they answer as before, learn from there, or are refused."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -54,6 +55,14 @@ def pictures(count: int) -> torch.Tensor:
 
 
 VOTED = {"width": 8, "attention": "cbam", "votes": True}
+
+
+def test_weights_of_a_packed_file(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "lightcnn", "int8")
+    packed = tmp_path / "int8.onnx.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    plain, same = read_weights(path), read_weights(packed)
+    assert plain.keys() == same.keys() and all(np.array_equal(plain[name], same[name]) for name in plain)
 
 
 @pytest.mark.parametrize(
