@@ -75,6 +75,7 @@ class OnnxNetwork:
             raise ModelError(f"{path} needs onnxruntime – run: pip install -r requirements.txt") from error
         if not os.access(path, os.R_OK):
             raise ModelError(f"{path} may not be read – look at its permissions")
+        contents = contents_of(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is said below
         options.intra_op_num_threads = threads
@@ -86,9 +87,7 @@ class OnnxNetwork:
         cuda = ("CUDAExecutionProvider", {"device_id": int(number or os.environ.get("LOCAL_RANK", "0"))})
         providers = [cuda, "CPUExecutionProvider"] if gpu else ["CPUExecutionProvider"]
         try:
-            self.session = onnxruntime.InferenceSession(contents_of(path), options, providers=providers)
-        except ModelError:
-            raise
+            self.session = onnxruntime.InferenceSession(contents, options, providers=providers)
         except Exception as error:  # onnxruntime raises a kind of its own for each fault
             raise ModelError(f"{path} is no ONNX file that can be run ({type(error).__name__}) – export it again") from error
         if kind == "cuda" and self.session.get_providers()[0] != "CUDAExecutionProvider":  # or its libraries are not there
