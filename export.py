@@ -46,7 +46,7 @@ from models import (
     load_checkpoint,
     versions,
 )
-from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork, is_onnx
+from onnx_network import METADATA_KEY, ONNX_FORMAT, OnnxNetwork, is_onnx, is_packed
 
 KEPT = (
     "model",
@@ -322,10 +322,8 @@ def export(
         else:
             lines.append("temperatures: none, for want of validation pictures – give --val_meta metadata_val.parquet")
         write_metadata(written, describe_file(checkpoint, temperatures))
-        if out.name.lower().endswith(".gz"):
-            packed = written.with_suffix(".gz")
-            packed.write_bytes(gzip.compress(written.read_bytes(), mtime=0))  # the same bytes whenever it is done
-            written = packed
+        if is_packed(out):
+            written.write_bytes(gzip.compress(written.read_bytes(), mtime=0))  # the same bytes whenever it is done
         written.replace(out)
     return lines
 

@@ -20,7 +20,6 @@ from labels import LabelSet, label_set_of, without_source
 
 ONNX_FORMAT = 1
 METADATA_KEY = "fer"  # under which the file's own metadata hold everything, as JSON
-ENDINGS = (".onnx", ".onnx.gz")  # packed by gzip, a network in 8-bit integers takes three quarters of the room
 
 
 class ModelError(Exception):
@@ -29,22 +28,25 @@ class ModelError(Exception):
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
     """Whether a path names an ONNX file, packed or not."""
-    return Path(path).name.lower().endswith(ENDINGS)
+    return Path(path).name.lower().endswith((".onnx", ".onnx.gz"))
+
+
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a file packed by gzip, in which a network in 8-bit integers takes three quarters of the room."""
+    return Path(path).suffix.lower() == ".gz"
 
 
 def bare_name(path: Path) -> str:
     """What a network's file is called without its ending."""
-    return Path(path.stem).stem if path.name.lower().endswith(ENDINGS[1]) else path.stem
+    return Path(path.stem).stem if is_packed(path) else path.stem
 
 
 def contents_of(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a network's file, unpacked where its name ends in .gz. Raises ModelError where they cannot be."""
+    """The bytes of a network's file, of a packed one as they are unpacked. Raises ModelError where they cannot be."""
     contents = Path(path).read_bytes()
-    if not Path(path).name.lower().endswith(".gz"):
-        return contents
     try:
-        return gzip.decompress(contents)
-    except (EOFError, OSError, zlib.error) as error:
+        return gzip.decompress(contents) if is_packed(path) else contents
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ModelError(f"{path} cannot be unpacked ({type(error).__name__}) – copy or export it again") from error
 
 

@@ -59,8 +59,8 @@ BATCH_FACES = 64  # that go through it together
 
 def shipped() -> dict[str, Path]:
     """The networks that come with the project, by name, the default one first."""
-    files = [path for path in sorted(WEIGHTS.iterdir()) if is_onnx(path)] if WEIGHTS.is_dir() else []
-    found = {bare_name(path): path for path in files if not path.name.startswith("face_detection")}
+    files = [path for path in sorted(WEIGHTS.glob("*")) if not path.name.startswith("face_detection")]
+    found = {bare_name(path): path for path in files if is_onnx(path)}
     return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT_MODEL)}
 
 
