@@ -26,7 +26,7 @@ from answers import DETECTOR_NAMES, HINTS, Answer, FacePrediction, annotate, at_
 from command_line import Parser, line_of
 from figures import COLOURS
 from labels import LABEL_SETS
-from onnx_network import ModelError, OnnxNetwork
+from onnx_network import ModelError, OnnxNetwork, bare_name, is_onnx
 from predict import EmotionPredictor, shipped
 
 HOST = "127.0.0.1"
@@ -46,9 +46,9 @@ STYLE = """
 
 def networks() -> dict[str, str]:
     """The ONNX files to choose from, by name: the shipped ones, then those of the runs."""
-    own = sorted(Path("runs").glob("*/*.onnx"))
+    own = sorted(path for path in Path("runs").glob("*/*.onnx*") if is_onnx(path))
     return {name: str(path) for name, path in shipped().items()} | {
-        f"{path.parent.name} ({path.stem})": str(path) for path in own
+        f"{path.parent.name} ({bare_name(path)})": str(path) for path in own
     }
 
 

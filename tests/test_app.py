@@ -147,6 +147,14 @@ def test_a_network_that_went_away_is_said_on_the_page(monkeypatch: pytest.Monkey
         choose(str(tmp_path / "gone.onnx"))
 
 
+def test_a_packed_network_of_a_run_is_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for name in ("best.onnx", "best_int8.onnx.gz", "best.onnx.data", "best.pth"):
+        (tmp_path / "runs" / "mine" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert {name for name in app.networks() if "mine" in name} == {"mine (best)", "mine (best_int8)"}
+
+
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
