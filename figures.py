@@ -379,6 +379,8 @@ def plot_history(history: Sequence[dict[str, float]], path: Path, *, chosen_epoc
                 axis.axvline(epoch - 0.5, color="0.5", linewidth=1, linestyle=":")
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
+            if name == "learning rate":
+                axis.set_ylim(bottom=0)  # so that a rate that stays looks like one
             if np.sum([np.isfinite(curves[key]).any() for key in panel]) > 1:
                 # above the panel: inside, it covers a curve of a few epochs
                 axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)

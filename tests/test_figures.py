@@ -317,6 +317,7 @@ def test_history_has_a_panel_for_what_there_is(tmp_path: Path, written: list[Dra
     assert [line.get_label() for line in score.lines[:3]] == shown
     np.testing.assert_allclose(loss.lines[1].get_ydata(), [3, 1.5, 1])  # type: ignore[arg-type]
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.05, 0.1 / 3])  # type: ignore[arg-type]
+    assert rate.get_ylim()[0] == 0
     for axis in (loss, score, rate):
         assert list(axis.lines[-1].get_xdata()) == [2, 2]  # type: ignore[arg-type]
     assert "epoch 2" in written[0].figure.get_suptitle()
