@@ -190,7 +190,8 @@ DOCUMENTED: dict[str, Documented] = {
     "student": Documented(
         "one network that learnt from the ensemble",
         {},
-        "its teachers were student_4, fernet_votes and fernet_5; of the kept ensemble it is a member itself",
+        "its teachers were the four of ensemble_2: student_5, fernet_votes_first, fernet_7, fernet_votes_2d; of the kept "
+        "ensemble it is a member itself",
     ),
     "ferplus8": Documented(
         "our own network on FER+'s eight classes",

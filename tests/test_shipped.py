@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Of each file: the recipe and seed that it comes from, and where its figures are kept, by label set, with the end of the
 # keys of the plain view; None where no figure of that head is kept.
 SHIPPED: dict[str, tuple[str, int, dict[str, tuple[str, str] | None]]] = {
-    "student": ("fernet_votes_refine", 54, {"fer7": ("student", "_plain"), "ferplus8": ("ferplus8", "_plain")}),
-    "fernet": ("fernet_refine", 48, {"fer7": ("fernet", "_plain")}),
-    "fernet_votes": ("fernet_votes", 45, {"fer7": ("fernet_votes", "_plain"), "ferplus8": None}),
-    "fernet_votes_2": ("fernet_votes_refine", 69, {"fer7": ("fernet_votes_2", "_plain"), "ferplus8": None}),
+    "student": ("fernet_votes_refine", 77, {"fer7": ("student", "_plain"), "ferplus8": ("ferplus8", "_plain")}),
+    "fernet": ("fernet_refine", 51, {"fer7": ("fernet", "_plain")}),
+    "fernet_votes": ("fernet_votes_refine", 85, {"fer7": ("fernet_votes", "_plain"), "ferplus8": None}),
+    "fernet_votes_2": ("fernet_votes_refine", 81, {"fer7": ("fernet_votes_2", "_plain"), "ferplus8": None}),
 }
 needs_fer2013 = pytest.mark.skipif("FER2013" not in os.environ, reason="FER2013 is not set: path of fer2013.parquet")
 needs_ferplus = pytest.mark.skipif("FERPLUS" not in os.environ, reason="FERPLUS is not set: path of fer2013new.csv")
